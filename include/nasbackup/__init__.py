@@ -1,0 +1,1 @@
+"""Full and incremental backups of KVM virtual machines to a NAS."""

@@ -1,0 +1,252 @@
+"""The words of the project as values: no I/O, no behaviour beyond what a value can answer about itself.
+
+Sizes and offsets are bytes, times are aware UTC datetimes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class VmState(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+    @property
+    def has_qemu(self) -> bool:
+        """A QEMU process holds the disks: libvirt's backup job is possible, and nothing else is."""
+        return self is not VmState.STOPPED
+
+
+class BackupType(StrEnum):
+    FULL = "FULL"
+    INCREMENTAL = "INCREMENTAL"
+
+
+class BackupStatus(StrEnum):
+    BACKING_UP = "BackingUp"
+    BACKED_UP = "BackedUp"
+    FAILED = "Failed"
+    DELETE_PENDING = "DeletePending"
+    DELETING = "Deleting"
+
+
+class Mode(StrEnum):
+    """What the operator asks for."""
+
+    AUTO = "auto"
+    FULL = "full"
+
+
+class Reason(StrEnum):
+    """Why a backup is what it is: the rows of the decision table, in its order."""
+
+    INCREMENTAL_DISABLED = "incremental_disabled"
+    FORCED_FULL = "forced_full"
+    VM_STOPPED = "vm_stopped"
+    FULL_EVERY_DISABLED = "full_every_disabled"
+    NO_ACTIVE_CHECKPOINT = "no_active_checkpoint"
+    LATEST_BACKUP_MISMATCH = "latest_backup_mismatch"
+    CHAIN_COMPLETE = "chain_complete"
+    BITMAP_UNUSABLE = "bitmap_unusable"
+    INCREMENTAL = "incremental"
+
+
+class VolumeReason(StrEnum):
+    """Why one volume of a backup is full or incremental."""
+
+    FULL_BACKUP = "full_backup"  # the whole backup is a full
+    INCREMENTAL = "incremental"
+    NEW_VOLUME = "new_volume"  # the parent does not have this source
+    RESIZED = "resized"
+    BITMAP_UNUSABLE = "bitmap_unusable"
+
+
+class Quiesce(StrEnum):
+    """Whether the guest's file systems are frozen for the moment in which the point in time is taken."""
+
+    OFF = "off"
+    CONTINUE = "continue"  # freeze; when the guest cannot, go on and record the backup as crash-consistent
+    FAIL = "fail"  # freeze; when the guest cannot, there is no backup
+
+
+class Consistency(StrEnum):
+    CRASH = "crash"  # as after a power cut: journals bring it right
+    FILESYSTEM = "filesystem"  # the guest agent had frozen every file system
+
+
+class RepositoryType(StrEnum):
+    LOCAL = "local"
+    NFS = "nfs"
+    CIFS = "cifs"
+    CEPH = "ceph"
+
+
+# --- the world outside ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A KVM host. ``name`` is the id of its Airflow Connection."""
+
+    name: str
+    uri: str = "qemu:///system"
+    socket_dir: str = "/var/lib/nasbackup/run"
+    scratch_dir: str = "/var/lib/nasbackup/scratch"
+    zone: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A NAS as this machine sees it. ``name`` is the id of its Airflow Connection, ``path`` is absolute."""
+
+    name: str
+    type: RepositoryType
+    path: str
+    address: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One disk of a domain. ``source`` (the path of the image) is its identity; ``target`` (vda) is not."""
+
+    source: str
+    target: str
+    format: str
+    virtual_size: int
+    allocated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedDisk:
+    """A disk that is not backed up, with the reason that the operator reads.
+
+    ``unsupported``: its content is the VM's own, so leaving it out has to be asked for.
+    """
+
+    target: str
+    source: str
+    why: str
+    unsupported: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vm:
+    """A libvirt domain as the inventory sees it."""
+
+    name: str
+    uuid: str
+    state: VmState
+    volumes: tuple[Volume, ...]
+    skipped: tuple[SkippedDisk, ...] = ()
+
+
+# --- decisions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumePlan:
+    """What one volume of the coming backup will be.
+
+    ``file`` is the name inside the backup's directory; ``backing`` is the relative reference that the qcow2
+    layer gets (``../<parent directory>/<file>``), None for a full.
+    """
+
+    name: str
+    source: str
+    target: str
+    format: str
+    file: str
+    virtual_size: int
+    type: BackupType
+    reason: VolumeReason
+    backing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainDecision:
+    """What the coming backup will be, and why (``explanation`` is the sentence for people)."""
+
+    type: BackupType
+    reason: Reason
+    explanation: str
+    checkpoint: str | None
+    base_checkpoint: str | None
+    chain_id: str | None
+    chain_position: int
+    parent_id: int | None
+    volumes: tuple[VolumePlan, ...]
+
+
+# --- records --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupVolume:
+    """A volume of a recorded (or running) backup."""
+
+    name: str
+    source: str
+    target: str
+    format: str
+    file: str
+    virtual_size: int
+    type: BackupType
+    reason: VolumeReason
+    backing: str | None
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    digest: str | None = None
+    attempt: str | None = None
+    verified_at: datetime | None = None
+    copy_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """One restore point of one VM, as the catalog knows it. ``backup_id`` is the catalog's own number."""
+
+    backup_id: int
+    external_id: str
+    vm: str
+    vm_uuid: str
+    host: str
+    repository: str
+    type: BackupType
+    status: BackupStatus
+    reason: Reason
+    explanation: str
+    chain_id: str | None
+    chain_position: int
+    parent_id: int | None
+    parent: str | None
+    checkpoint: str | None
+    created_at: datetime
+    consistency: Consistency | None = None
+    recorded_at: datetime | None = None
+    size: int | None = None
+    error: str | None = None
+    run_id: str = ""
+    volumes: tuple[BackupVolume, ...] = field(default=())
+
+    @property
+    def directory(self) -> str:
+        """The last part of the external id: the backup's directory inside the VM's."""
+        return self.external_id.rsplit("/", 1)[-1]
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.volumes) and all(volume.verified_at is not None for volume in self.volumes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to change one VM's backups. ``token`` grows with each new holder (fencing token)."""
+
+    vm_uuid: str
+    holder: str
+    token: int
+    expires_at: datetime
