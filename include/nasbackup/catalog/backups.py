@@ -1,0 +1,333 @@
+"""Backups and their volumes: from the row that announces one to the transaction that records it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from nasbackup.catalog.database import Cursor
+from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
+from nasbackup.model import (
+    Backup,
+    BackupStatus,
+    BackupType,
+    BackupVolume,
+    ChainDecision,
+    Consistency,
+    Reason,
+    VolumeReason,
+)
+
+_SELECT = """
+    SELECT b.*, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
+      FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
+      LEFT JOIN backup p ON p.backup_id = b.parent_id
+"""
+
+_LINE = """
+    WITH RECURSIVE line AS (
+        SELECT backup_id, parent_id FROM backup WHERE backup_id = %s
+         UNION ALL
+        SELECT p.backup_id, p.parent_id FROM backup p JOIN line ON p.backup_id = line.parent_id
+    )
+"""
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def get(cursor: Cursor, *, backup_id: int) -> Backup:
+    cursor.execute(_SELECT + " WHERE b.backup_id = %s", (backup_id,))
+    return _one(cursor, named=backup_id)
+
+
+def find(cursor: Cursor, *, external_id: str) -> Backup:
+    """The backup with this external id. Raises BackupNotFound."""
+    cursor.execute(_SELECT + " WHERE b.external_id = %s ORDER BY b.backup_id DESC LIMIT 1", (external_id,))
+    return _one(cursor, named=external_id)
+
+
+def list_backups(
+    cursor: Cursor, *, vm: str | None = None, statuses: Sequence[BackupStatus] = tuple(BackupStatus)
+) -> list[Backup]:
+    """Backups in the order they were begun; of the VM with this name, or of all."""
+    cursor.execute(
+        _SELECT + " WHERE (%(vm)s::text IS NULL OR vm.name = %(vm)s) AND b.status = ANY(%(statuses)s)"
+        " ORDER BY b.backup_id",
+        {"vm": vm, "statuses": [status.value for status in statuses]},
+    )
+    return _with_volumes(cursor, cursor.fetchall())
+
+
+def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
+    """The newest BackedUp backup of this VM in this repository: by order of begin, which no clock can turn round."""
+    cursor.execute(
+        _SELECT + " WHERE vm.uuid = %s AND r.name = %s AND b.status = 'BackedUp' ORDER BY b.backup_id DESC LIMIT 1",
+        (vm_uuid, repository),
+    )
+    found = _with_volumes(cursor, cursor.fetchall())
+    return found[0] if found else None
+
+
+def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
+    """Backups of this VM that are being made or were left by a run that died, and failed ones not cleaned up yet."""
+    cursor.execute(
+        _SELECT + " WHERE vm.uuid = %s AND (b.status = 'BackingUp' OR (b.status = 'Failed' AND b.cleaned_at IS NULL))"
+        " ORDER BY b.backup_id",
+        (vm_uuid,),
+    )
+    return _with_volumes(cursor, cursor.fetchall())
+
+
+def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
+    """The backup and its ancestors, the full first."""
+    cursor.execute(
+        _LINE + _SELECT + " JOIN line ON line.backup_id = b.backup_id ORDER BY b.chain_position", (backup_id,)
+    )
+    return _with_volumes(cursor, cursor.fetchall())
+
+
+def has_external_id(cursor: Cursor, *, repository: str, external_id: str) -> bool:
+    cursor.execute(
+        "SELECT 1 FROM backup JOIN repository r USING (repository_id) WHERE r.name = %s AND external_id = %s",
+        (repository, external_id),
+    )
+    return cursor.fetchone() is not None
+
+
+# --- making ---------------------------------------------------------------------------------------------------
+
+
+def open_backup(
+    cursor: Cursor,
+    *,
+    decision: ChainDecision,
+    external_id: str,
+    vm_uuid: str,
+    host: str,
+    repository: str,
+    run_id: str,
+    lease_token: int,
+    created_at: datetime,
+) -> int:
+    """Announce a backup: from this moment on nobody can delete its parent. Returns its number."""
+    cursor.execute(
+        """
+        INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
+                            chain_position, parent_id, checkpoint, host, run_id, lease_token, created_at)
+        VALUES ((SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s),
+                (SELECT repository_id FROM repository WHERE name = %(repository)s),
+                %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
+                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(host)s, %(run_id)s, %(lease_token)s,
+                %(created_at)s)
+        RETURNING backup_id
+        """,
+        {
+            "vm_uuid": vm_uuid,
+            "repository": repository,
+            "external_id": external_id,
+            "type": decision.type,
+            "reason": decision.reason,
+            "explanation": decision.explanation,
+            "chain_id": decision.chain_id,
+            "chain_position": decision.chain_position,
+            "parent_id": decision.parent_id,
+            "checkpoint": decision.checkpoint,
+            "host": host,
+            "run_id": run_id,
+            "lease_token": lease_token,
+            "created_at": created_at,
+        },
+    )
+    backup_id = int(_row(cursor)["backup_id"])
+    for ordinal, plan in enumerate(decision.volumes):
+        cursor.execute(
+            """
+            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
+                                       reason, backing)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+            """,
+            (
+                backup_id,
+                ordinal,
+                plan.name,
+                plan.source,
+                plan.target,
+                plan.format,
+                plan.file,
+                plan.virtual_size,
+                plan.type,
+                plan.reason,
+                plan.backing,
+            ),
+        )
+    return backup_id
+
+
+def adopt(cursor: Cursor, *, backup_id: int, lease_token: int) -> None:
+    """A retry of the same run goes on with the row that an earlier attempt left, under its own token."""
+    cursor.execute(
+        "UPDATE backup SET lease_token = %s WHERE backup_id = %s AND status = 'BackingUp'", (lease_token, backup_id)
+    )
+    _require_change(cursor, backup_id=backup_id)
+
+
+def set_consistency(cursor: Cursor, *, backup_id: int, consistency: Consistency) -> None:
+    cursor.execute(
+        "UPDATE backup SET consistency = %s WHERE backup_id = %s AND status = 'BackingUp'", (consistency, backup_id)
+    )
+    _require_change(cursor, backup_id=backup_id)
+
+
+def claim_attempt(cursor: Cursor, *, backup_id: int, volume: str, attempt: str) -> None:
+    """From now on only this attempt of the volume can be published; what an earlier one found is void."""
+    cursor.execute(
+        """
+        UPDATE backup_volume v
+           SET attempt = %s, digest = NULL, bytes_read = NULL, bytes_written = NULL, copy_seconds = NULL,
+               verified_at = NULL
+          FROM backup b
+         WHERE b.backup_id = v.backup_id AND b.status = 'BackingUp' AND v.backup_id = %s AND v.name = %s
+        """,
+        (attempt, backup_id, volume),
+    )
+    _require_change(cursor, backup_id=backup_id)
+
+
+def set_copied(
+    cursor: Cursor,
+    *,
+    backup_id: int,
+    volume: str,
+    attempt: str,
+    bytes_read: int,
+    bytes_written: int,
+    digest: str,
+    seconds: float,
+) -> None:
+    """Note what the attempt read and wrote. Raises AttemptSuperseded when a newer attempt has claimed the volume."""
+    cursor.execute(
+        """
+        UPDATE backup_volume SET bytes_read = %s, bytes_written = %s, digest = %s, copy_seconds = %s
+         WHERE backup_id = %s AND name = %s AND attempt = %s
+        """,
+        (bytes_read, bytes_written, digest, seconds, backup_id, volume, attempt),
+    )
+    if cursor.rowcount == 0:
+        raise AttemptSuperseded(attempt=attempt, volume=volume)
+
+
+def set_verified(cursor: Cursor, *, backup_id: int, volume: str, attempt: str) -> None:
+    """Note that this attempt was read back and is what was copied."""
+    cursor.execute(
+        "UPDATE backup_volume SET verified_at = clock_timestamp() WHERE backup_id = %s AND name = %s AND attempt = %s",
+        (backup_id, volume, attempt),
+    )
+    if cursor.rowcount == 0:
+        raise AttemptSuperseded(attempt=attempt, volume=volume)
+
+
+def record(cursor: Cursor, *, backup_id: int, size: int) -> None:
+    """The moment a backup counts: BackedUp, and the active checkpoint becomes its checkpoint (or null), at once."""
+    cursor.execute(
+        "UPDATE backup SET status = 'BackedUp', recorded_at = clock_timestamp(), size = %s, error = NULL"
+        " WHERE backup_id = %s AND status = 'BackingUp'",
+        (size, backup_id),
+    )
+    _require_change(cursor, backup_id=backup_id)
+    cursor.execute(
+        """
+        INSERT INTO active_checkpoint (vm_id, repository_id, checkpoint, backup_id)
+        SELECT vm_id, repository_id, checkpoint, CASE WHEN checkpoint IS NOT NULL THEN backup_id END
+          FROM backup WHERE backup_id = %s
+        ON CONFLICT (vm_id, repository_id) DO UPDATE
+           SET checkpoint = EXCLUDED.checkpoint, backup_id = EXCLUDED.backup_id, changed_at = clock_timestamp()
+        """,
+        (backup_id,),
+    )
+
+
+def fail(cursor: Cursor, *, backup_id: int, error: str) -> None:
+    """Mark a backup that will not be finished. The active checkpoint stays as it was: the next run is incremental."""
+    cursor.execute(
+        "UPDATE backup SET status = 'Failed', error = %s WHERE backup_id = %s AND status = 'BackingUp'",
+        (error, backup_id),
+    )
+
+
+def set_cleaned(cursor: Cursor, *, backup_id: int) -> None:
+    """Note that nothing of a failed backup is left on host and NAS."""
+    cursor.execute(
+        "UPDATE backup SET cleaned_at = clock_timestamp() WHERE backup_id = %s AND status = 'Failed'", (backup_id,)
+    )
+
+
+# --- rows to values -------------------------------------------------------------------------------------------
+
+
+def _row(cursor: Cursor) -> dict[str, Any]:
+    row = cursor.fetchone()
+    assert row is not None, "RETURNING gives a row"
+    return row
+
+
+def _require_change(cursor: Cursor, *, backup_id: int) -> None:
+    if cursor.rowcount == 0:
+        backup = get(cursor, backup_id=backup_id)
+        raise BackupNotOpen(backup=backup.external_id, status=backup.status)
+
+
+def _one(cursor: Cursor, *, named: object) -> Backup:
+    found = _with_volumes(cursor, cursor.fetchall())
+    if not found:
+        raise BackupNotFound(backup=named)
+    return found[0]
+
+
+def _with_volumes(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> list[Backup]:
+    cursor.execute(
+        "SELECT * FROM backup_volume WHERE backup_id = ANY(%s) ORDER BY backup_id, ordinal",
+        ([row["backup_id"] for row in rows],),
+    )
+    volumes: dict[int, list[BackupVolume]] = {}
+    for row in cursor.fetchall():
+        volumes.setdefault(row["backup_id"], []).append(_volume(row))
+    return [_backup(row, volumes=tuple(volumes.get(row["backup_id"], ()))) for row in rows]
+
+
+def _volume(row: Mapping[str, Any]) -> BackupVolume:
+    return BackupVolume(
+        **{
+            **{key: value for key, value in row.items() if key not in ("backup_id", "ordinal")},
+            "type": BackupType(row["type"]),
+            "reason": VolumeReason(row["reason"]),
+        }
+    )
+
+
+def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Backup:
+    return Backup(
+        backup_id=row["backup_id"],
+        external_id=row["external_id"],
+        vm=row["vm"],
+        vm_uuid=str(row["vm_uuid"]),
+        host=row["host"],
+        repository=row["repository"],
+        type=BackupType(row["type"]),
+        status=BackupStatus(row["status"]),
+        reason=Reason(row["reason"]),
+        explanation=row["explanation"],
+        consistency=Consistency(row["consistency"]) if row["consistency"] else None,
+        chain_id=str(row["chain_id"]) if row["chain_id"] else None,
+        chain_position=row["chain_position"],
+        parent_id=row["parent_id"],
+        parent=row["parent"],
+        checkpoint=row["checkpoint"],
+        created_at=row["created_at"],
+        recorded_at=row["recorded_at"],
+        size=row["size"],
+        error=row["error"],
+        run_id=row["run_id"],
+        volumes=volumes,
+    )

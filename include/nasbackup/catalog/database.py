@@ -1,0 +1,77 @@
+"""Connections, transactions and migrations of the catalog's PostgreSQL database."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+import psycopg2.extras
+
+from nasbackup.errors import CatalogOutdated, CatalogUnreachable
+
+# Any number will do, as long as every migrating process takes the same one.
+_MIGRATION_LOCK = 0x6E6173  # "nas"
+
+Cursor = psycopg2.extras.RealDictCursor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """How to reach the catalog: keywords of ``psycopg2.connect`` (kept out of every repr, they may hold a password)."""
+
+    parameters: Mapping[str, Any] = field(repr=False)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """One transaction on a connection of its own: committed when the block ends well, else rolled back.
+
+        Raises CatalogUnreachable when PostgreSQL does not answer.
+        """
+        try:
+            connection = psycopg2.connect(**{"connect_timeout": 10, "application_name": "nasbackup", **self.parameters})
+        except psycopg2.OperationalError as error:
+            raise CatalogUnreachable(reason=_one_line(error)) from error
+        try:
+            with connection, connection.cursor(cursor_factory=Cursor) as cursor:
+                yield cursor
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            raise CatalogUnreachable(reason=_one_line(error)) from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise CatalogOutdated(reason=_one_line(error)) from error
+        finally:
+            connection.close()
+
+
+def migrate(database: Database) -> list[str]:
+    """Bring the schema up to date; returns the names of the migrations that were applied, in order.
+
+    Safe to call from many processes at once, and again: each migration runs once, in one transaction with
+    the note that it ran.
+    """
+    with database.transaction() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+        cursor.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migration"
+            " (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        cursor.execute("SELECT name FROM schema_migration")
+        done = {row["name"] for row in cursor.fetchall()}
+        pending = [(name, sql) for name, sql in _migrations() if name not in done]
+        for name, sql in pending:
+            cursor.execute(sql)
+            cursor.execute("INSERT INTO schema_migration (name) VALUES (%s)", (name,))
+    return [name for name, _ in pending]
+
+
+def _migrations() -> list[tuple[str, str]]:
+    folder = importlib.resources.files("nasbackup.catalog") / "migrations"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [(file.name.removesuffix(".sql"), file.read_text()) for file in files]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

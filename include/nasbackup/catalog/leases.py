@@ -1,0 +1,68 @@
+"""One writer per VM (invariant 4): a lease with a fencing token that PostgreSQL hands out.
+
+Times are the database's, so workers with wrong clocks agree on when a lease ends.
+"""
+
+from __future__ import annotations
+
+from nasbackup.catalog.database import Cursor
+from nasbackup.errors import LeaseLost, VmBusy
+from nasbackup.model import Lease
+
+LEASE_SECONDS = 900
+"""A holder renews every few seconds while it works; the rest is slack for a scheduler that is slow or down."""
+
+
+def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = LEASE_SECONDS) -> Lease:
+    """Take the VM's lease, or take it again.
+
+    The same holder always gets it, with a new token: whatever an earlier attempt of it still runs is fenced
+    off. Raises VmBusy while another holder's lease is alive.
+    """
+    cursor.execute(
+        """
+        INSERT INTO lease AS l (vm_id, holder, expires_at)
+        SELECT vm_id, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s)
+          FROM vm WHERE uuid = %(uuid)s
+        ON CONFLICT (vm_id) DO UPDATE
+           SET holder = EXCLUDED.holder, token = nextval('lease_token'),
+               acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
+         WHERE l.holder = EXCLUDED.holder OR l.expires_at < clock_timestamp()
+        RETURNING token, expires_at
+        """,
+        {"uuid": vm_uuid, "holder": holder, "seconds": seconds},
+    )
+    row = cursor.fetchone()
+    if row is None:
+        cursor.execute("SELECT l.* FROM lease l JOIN vm USING (vm_id) WHERE uuid = %s", (vm_uuid,))
+        other = cursor.fetchone()
+        raise VmBusy(
+            vm=vm,
+            holder=other["holder"] if other else "another run",
+            until=other["expires_at"].strftime("%H:%M:%S UTC") if other else "now",
+        )
+    return Lease(vm_uuid=vm_uuid, holder=holder, token=row["token"], expires_at=row["expires_at"])
+
+
+def renew(cursor: Cursor, *, vm_uuid: str, vm: str, token: int, seconds: int = LEASE_SECONDS) -> None:
+    """Prolong the lease, and lock it until the transaction ends: what is written in the same transaction is fenced.
+
+    Raises LeaseLost when the token is not the lease's any more.
+    """
+    cursor.execute(
+        """
+        UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
+         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND token = %s
+        """,
+        (seconds, vm_uuid, token),
+    )
+    if cursor.rowcount == 0:
+        raise LeaseLost(vm=vm, holder=f"The holder of token {token}")
+
+
+def release(cursor: Cursor, *, vm_uuid: str, token: int) -> bool:
+    """Give the lease back; False when it was not this token's (any more), which is no error."""
+    cursor.execute(
+        "DELETE FROM lease WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND token = %s", (vm_uuid, token)
+    )
+    return bool(cursor.rowcount)
