@@ -1,0 +1,74 @@
+"""What a domain is made of: its state, and the volumes that a backup must hold."""
+
+from __future__ import annotations
+
+import libvirt
+
+from nasbackup.hypervisor import xml
+from nasbackup.hypervisor.connection import Hypervisor
+from nasbackup.model import SkippedDisk, Vm, VmState, Volume
+
+_STOPPED = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
+
+
+def inspect(hypervisor: Hypervisor, *, name: str) -> Vm:
+    """The domain as it is now. Raises UnknownVm, HypervisorError."""
+    domain = hypervisor.domain(name=name)
+    with hypervisor.doing(f"reading the definition of VM {name}"):
+        return _inspect(domain)
+
+
+def domain_definition(hypervisor: Hypervisor, *, name: str) -> str:
+    """The XML that defines the domain at its next start: what a restore defines anew. No passwords are in it."""
+    domain = hypervisor.domain(name=name)
+    with hypervisor.doing(f"reading the definition of VM {name}"):
+        return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def state_of(domain: libvirt.virDomain) -> VmState:
+    state = domain.state()[0]
+    if state in _STOPPED:
+        return VmState.STOPPED
+    return VmState.PAUSED if state == libvirt.VIR_DOMAIN_PAUSED else VmState.RUNNING
+
+
+def all_targets(domain: libvirt.virDomain) -> list[str]:
+    """Targets of every disk of the domain, also of those that no backup takes (libvirt wants each one named)."""
+    return [disk.target for disk in xml.parse_disks(domain.XMLDesc())]
+
+
+def _inspect(domain: libvirt.virDomain) -> Vm:
+    volumes, skipped = [], []
+    for disk in xml.parse_disks(domain.XMLDesc()):
+        why = _why_not(disk)
+        if why is not None:
+            unsupported = disk.device == "disk" and not disk.readonly
+            skipped.append(SkippedDisk(target=disk.target, source=disk.source, why=why, unsupported=unsupported))
+            continue
+        capacity, allocation, _physical = domain.blockInfo(disk.target)
+        volumes.append(
+            Volume(
+                source=disk.source,
+                target=disk.target,
+                format=disk.format,
+                virtual_size=capacity,
+                allocated=allocation,
+            )
+        )
+    return Vm(
+        name=domain.name(),
+        uuid=domain.UUIDString(),
+        state=state_of(domain),
+        volumes=tuple(volumes),
+        skipped=tuple(skipped),
+    )
+
+
+def _why_not(disk: xml.DiskElement) -> str | None:
+    if disk.device != "disk":
+        return f"a {disk.device} is not backed up"
+    if disk.readonly:
+        return "a read-only disk is not backed up"
+    if not disk.source:
+        return f"disks of type {disk.type} cannot be backed up yet"
+    return None
