@@ -1,0 +1,86 @@
+"""``manifest.json``: a backup described beside its files, so that the NAS alone suffices (invariant 6).
+
+The format is published as a JSON schema (``schemas/manifest.schema.json``) and checked in both directions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from nasbackup.errors import ManifestInvalid
+from nasbackup.layout import MANIFEST
+from nasbackup.model import Backup
+
+VERSION = 1
+
+
+def build(backup: Backup, *, repository_uuid: str, recorded_at: str) -> bytes:
+    """The manifest of a backup that is about to be published. ``recorded_at`` is ISO 8601 with an offset."""
+    document = {
+        "version": VERSION,
+        "external_id": backup.external_id,
+        "vm": {"name": backup.vm, "uuid": backup.vm_uuid, "host": backup.host},
+        "repository": {"name": backup.repository, "uuid": repository_uuid},
+        "type": backup.type,
+        "reason": backup.reason,
+        "explanation": backup.explanation,
+        "consistency": backup.consistency,
+        "chain": {
+            "id": backup.chain_id,
+            "position": backup.chain_position,
+            "parent": backup.parent,
+        },
+        "checkpoint": backup.checkpoint,
+        "created": backup.created_at.isoformat(),
+        "published": recorded_at,
+        "volumes": [
+            {
+                "name": volume.name,
+                "file": volume.file,
+                "source": volume.source,
+                "target": volume.target,
+                "source_format": volume.format,
+                "type": volume.type,
+                "reason": volume.reason,
+                "virtual_size": volume.virtual_size,
+                "backing": volume.backing,
+                "digest": volume.digest,
+                "bytes_read": volume.bytes_read,
+                "bytes_written": volume.bytes_written,
+            }
+            for volume in backup.volumes
+        ],
+    }
+    validate(document, path=Path(backup.external_id) / MANIFEST)
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The manifest of a published backup. Raises ManifestInvalid: missing, not JSON, or not what the schema says."""
+    path = directory / MANIFEST
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ManifestInvalid(path=path, problem="there is no manifest: the backup is not complete") from error
+    except ValueError as error:
+        raise ManifestInvalid(path=path, problem=f"not JSON: {error}") from error
+    validate(document, path=path)
+    return dict(document)
+
+
+def validate(document: Any, *, path: Path) -> None:
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
+    if error is not None:
+        raise ManifestInvalid(path=path, problem=f"{error.json_path}: {error.message}")
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    schema = importlib.resources.files("nasbackup") / "schemas" / "manifest.schema.json"
+    return jsonschema.Draft202012Validator(json.loads(schema.read_text()))

@@ -1,0 +1,85 @@
+"""From a partial directory to a backup: what is visible on the NAS is complete, fsynced and described (invariant 3).
+
+Each function may be called again after a crash at any point of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from nasbackup import layout
+from nasbackup.errors import NasIo
+from nasbackup.model import Repository
+from nasbackup.nas.durable import make_directory, sync_directory, sync_file, write_durably
+from nasbackup.nas.repository import doing
+
+
+def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml: str) -> Path:
+    """Make the partial directory with ``domain.xml`` in it; returns its path."""
+    partial = root / layout.partial_directory(external_id)
+    with doing(repository, f"creating {partial.name}"):
+        make_directory(partial, root=root)
+        write_durably(partial / layout.DOMAIN_XML, domain_xml.encode())
+    return partial
+
+
+def publish(
+    repository: Repository,
+    *,
+    root: Path,
+    external_id: str,
+    attempts: Mapping[str, str],
+    manifest: bytes,
+) -> Path:
+    """Give the named attempts their names, write the manifest last, and rename the directory into place.
+
+    ``attempts`` maps each volume's file name to the attempt that the catalog names: all other attempts are
+    removed. When the directory is in place already (an earlier try got that far) nothing is changed.
+    Returns the backup's directory. Raises NasIo, RepositoryFull.
+    """
+    partial, final = root / layout.partial_directory(external_id), root / external_id
+    with doing(repository, f"publishing {external_id}"):
+        if final.is_dir() and not partial.exists():
+            return final
+        for file, attempt in attempts.items():
+            source = partial / layout.attempt_file(file=file, attempt=attempt)
+            if source.exists():
+                source.replace(partial / file)
+            sync_file(partial / file)
+        wanted = {*attempts, layout.DOMAIN_XML, layout.MANIFEST}
+        for stray in partial.iterdir():
+            if stray.name not in wanted:
+                stray.unlink()
+        write_durably(partial / layout.MANIFEST, manifest)
+        if final.exists():
+            raise NasIo(action="Publishing", repository=repository.name, reason=f"{final} exists already")
+        partial.rename(final)
+        sync_directory(final.parent)
+    return final
+
+
+def discard(repository: Repository, *, root: Path, external_id: str) -> None:
+    """Remove what a backup that was never recorded left on the NAS; no file of any other backup is touched."""
+    with doing(repository, f"removing the remains of {external_id}"):
+        for directory in (root / layout.partial_directory(external_id), root / external_id):
+            _remove_tree(directory)
+        parent = root / os.path.dirname(external_id)
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def size_on_disk(directory: Path) -> int:
+    """Bytes that the files of a backup occupy (allocated blocks, not apparent sizes)."""
+    return sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())
+
+
+def _remove_tree(directory: Path) -> None:
+    if not directory.is_dir():
+        return
+    # The manifest goes first: from that moment on nobody takes the rest for a backup (pgBackRest's habit).
+    (directory / layout.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory)
+    sync_directory(directory.parent)

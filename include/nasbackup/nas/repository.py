@@ -1,0 +1,86 @@
+"""Is this path the repository, or the empty mount point under it?
+
+A marker file at the repository's root carries the identity that the catalog knows. Nothing is written below a
+path that does not show it, so an unmounted NAS never fills the root disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nasbackup.errors import NasIo, NotARepository, RepositoryFull
+from nasbackup.layout import MARKER
+from nasbackup.model import Repository
+from nasbackup.nas.durable import write_durably
+
+_FULL = frozenset({28, 122})  # ENOSPC, EDQUOT
+
+
+def open_root(repository: Repository, *, identity: str) -> Path:
+    """The repository's root. Raises NotARepository unless its marker shows ``identity``."""
+    root = Path(repository.path)
+    found = read_identity(repository)
+    if found is None:
+        raise NotARepository(path=root, repository=repository.name, problem=f"it has no marker file {MARKER}")
+    if found != identity:
+        raise NotARepository(
+            path=root, repository=repository.name, problem=f"its marker says {found}, the catalog says {identity}"
+        )
+    return root
+
+
+def register(repository: Repository) -> str:
+    """Write the marker of a new repository, or read that of an existing one; returns its identity (a UUID).
+
+    Raises NotARepository when the path is no existing directory: a mount point has to be there, and mounted.
+    """
+    root = Path(repository.path)
+    if not root.is_absolute() or not root.is_dir():
+        raise NotARepository(path=root, repository=repository.name, problem="it is not an existing absolute directory")
+    found = read_identity(repository)
+    if found is not None:
+        return found
+    identity = str(uuid.uuid4())
+    marker = {"repository": repository.name, "uuid": identity, "registered": datetime.now(UTC).isoformat()}
+    with doing(repository, "registering"):
+        write_durably(root / MARKER, (json.dumps(marker, indent=2) + "\n").encode())
+    return identity
+
+
+def read_identity(repository: Repository) -> str | None:
+    """The UUID in the marker file; None without one. Raises NotARepository when the marker cannot be understood."""
+    path = Path(repository.path) / MARKER
+    try:
+        return str(uuid.UUID(json.loads(path.read_text())["uuid"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise NasIo(action="Reading the marker", repository=repository.name, reason=error.strerror or error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotARepository(path=path, repository=repository.name, problem="its marker file is damaged") from error
+
+
+def free_bytes(root: Path) -> int:
+    status = os.statvfs(root)
+    return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def doing(repository: Repository, action: str) -> Iterator[None]:
+    """Translate the operating system's errors inside the block into this project's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise RepositoryFull(repository=repository.name, needs="more", has=0) from error
+        raise NasIo(
+            action=action[:1].upper() + action[1:],
+            repository=repository.name,
+            reason=f"{error.strerror}: {error.filename}" if error.filename else str(error),
+        ) from error
