@@ -1,0 +1,1 @@
+"""From a chain on the NAS back to images."""

@@ -1,0 +1,107 @@
+"""Restore to images: standalone files, nothing defined, nothing started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nasbackup.catalog import Database, backups, repositories
+from nasbackup.errors import BackupNotRestorable, TargetExists, UnknownVolume
+from nasbackup.model import Backup, BackupStatus, BackupVolume
+from nasbackup.nas.repository import open_root
+from nasbackup.restore.verification import Layer, layers_of, verify_layers
+from nasbackup.transfer.convert import flatten
+from nasbackup.transfer.pump import Progress
+
+ImageFormat = Literal["qcow2", "raw"]
+Follow = Callable[[str, Progress], None]
+"""Called with what is being done and how far it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredVolume:
+    name: str
+    source: str
+    file: Path
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A backup, its ancestors (the full first, itself last) and the repository's root that holds them."""
+
+    backup: Backup
+    lineage: Sequence[Backup]
+    root: Path
+
+    def layers(self, volume: BackupVolume) -> list[Layer]:
+        return layers_of(self.lineage, root=self.root, volume=volume)
+
+
+def locate(database: Database, *, external_id: str) -> Located:
+    """Find a backup and its repository. Raises BackupNotFound, BackupNotRestorable, NotARepository."""
+    with database.transaction() as cursor:
+        backup = backups.find(cursor, external_id=external_id)
+        lineage = backups.lineage(cursor, backup_id=backup.backup_id)
+        registered = repositories.get(cursor, name=backup.repository)
+    if backup.status is not BackupStatus.BACKED_UP:
+        raise BackupNotRestorable(backup=external_id, why=f"it is {backup.status}")
+    return Located(backup=backup, lineage=lineage, root=open_root(registered.repository, identity=registered.uuid))
+
+
+def restore_images(
+    located: Located,
+    *,
+    to: Path,
+    image_format: ImageFormat = "qcow2",
+    volumes: Sequence[str] = (),
+    follow: Follow | None = None,
+) -> list[RestoredVolume]:
+    """Write one standalone image per volume into the directory ``to``, after every layer was verified.
+
+    ``volumes`` chooses by name (none: all). Raises UnknownVolume, TargetExists (nothing was written),
+    BackupNotRestorable (a layer is broken; nothing was written), TargetFull. An image has its name only when it
+    is complete: until then it is ``<name>.partial``, and after a failure that is removed.
+    """
+    chosen = _choose(located.backup, volumes=volumes)
+    targets = {volume.name: to / f"{volume.name}.{image_format}" for volume in chosen}
+    for target in targets.values():
+        if target.exists():
+            raise TargetExists(path=target)
+    for volume in chosen:
+        verify_layers(
+            located.layers(volume),
+            on_layer=lambda layer: _bind(follow, f"verifying {layer.backup}/{layer.file.name}"),
+        )
+    to.mkdir(parents=True, exist_ok=True)
+    restored = []
+    for volume in chosen:
+        layers, target = located.layers(volume), targets[volume.name]
+        partial = target.with_name(target.name + ".partial")
+        partial.unlink(missing_ok=True)
+        try:
+            flatten(
+                chain_top=layers[-1].file,
+                target=partial,
+                output_format=image_format,
+                on_progress=_bind(follow, f"restoring {volume.name}"),
+            )
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        restored.append(RestoredVolume(name=volume.name, source=volume.source, file=target, layers=len(layers)))
+    return restored
+
+
+def _choose(backup: Backup, *, volumes: Sequence[str]) -> list[BackupVolume]:
+    known = {volume.name: volume for volume in backup.volumes}
+    for name in volumes:
+        if name not in known:
+            raise UnknownVolume(vm=backup.vm, volume=name, known=", ".join(sorted(known)))
+    return [volume for volume in backup.volumes if not volumes or volume.name in volumes]
+
+
+def _bind(follow: Follow | None, what: str) -> Callable[[Progress], None] | None:
+    return (lambda progress: follow(what, progress)) if follow else None

@@ -1,0 +1,89 @@
+"""copy: one volume's extents from the point in time to the NAS."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from nasbackup import layout
+from nasbackup.catalog import backups, leases
+from nasbackup.errors import ReadFailed
+from nasbackup.hypervisor import connect, job
+from nasbackup.hypervisor.xml import export_bitmap
+from nasbackup.model import Backup, BackupType, BackupVolume
+from nasbackup.nas.repository import doing
+from nasbackup.steps.ticket import Site, Ticket, partial_path
+from nasbackup.transfer.copy import copy_layer
+from nasbackup.transfer.pump import Progress
+
+PROGRESS_SECONDS = 5.0
+"""How often a copy reports, and shows its token: an orphan writes for this long at most after its lease was taken."""
+
+
+def copy(
+    site: Site, *, ticket: Ticket, volume: str, on_progress: Callable[[Progress], None] | None = None
+) -> BackupVolume:
+    """Copy the volume into a file of this attempt's own; the catalog names the attempt that counts.
+
+    A second call reads the same point in time again, into another file. Raises JobLost (the guest shut down),
+    ReadFailed, WriteFailed, TargetFull, LeaseLost, AttemptSuperseded.
+    """
+    backup = site.load(ticket)
+    plan = volume_of(backup, name=volume)
+    job_name = site.job_name(backup)
+    with connect(site.host) as hypervisor:
+        job.require(hypervisor, name=job_name)
+    attempt = uuid.uuid4().hex[:12]
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        backups.claim_attempt(cursor, backup_id=backup.backup_id, volume=volume, attempt=attempt)
+    partial = partial_path(site.root(), backup=backup)
+    with doing(site.repository, f"removing earlier attempts of {volume}"):
+        _remove_attempts(partial, file=plan.file)
+
+    def follow(progress: Progress) -> None:
+        site.renew(ticket)
+        if on_progress:
+            on_progress(progress)
+
+    incremental = plan.type is BackupType.INCREMENTAL
+    try:
+        done = copy_layer(
+            source_uri=job_name.nbd_uri(plan.target),
+            target=partial / layout.attempt_file(file=plan.file, attempt=attempt),
+            backing=plan.backing,
+            virtual_size=plan.virtual_size,
+            dirty_bitmap=export_bitmap(plan.target) if incremental else None,
+            on_progress=follow,
+            progress_every=PROGRESS_SECONDS,
+        )
+    except ReadFailed:
+        with connect(site.host) as hypervisor:
+            job.require(hypervisor, name=job_name)  # a lost job says more than a broken connection
+        raise
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        backups.set_copied(
+            cursor,
+            backup_id=backup.backup_id,
+            volume=volume,
+            attempt=attempt,
+            bytes_read=done.bytes_read,
+            bytes_written=done.bytes_written,
+            digest=done.digest,
+            seconds=done.seconds,
+        )
+        return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)
+
+
+def volume_of(backup: Backup, *, name: str) -> BackupVolume:
+    return next(volume for volume in backup.volumes if volume.name == name)
+
+
+def _remove_attempts(partial: Path, *, file: str) -> None:
+    """An orphan may still hold one of them open: it goes on writing to a file that has no name any more."""
+    prefix = layout.attempt_file(file=file, attempt="")
+    for path in partial.iterdir():
+        if path.name.startswith(prefix):
+            path.unlink(missing_ok=True)

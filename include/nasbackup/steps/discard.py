@@ -1,0 +1,49 @@
+"""Undo a backup that will not be finished. The old base still stands: the next run is incremental."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from nasbackup.catalog import backups, leases
+from nasbackup.errors import NasBackupError
+from nasbackup.hypervisor import Hypervisor, checkpoints, job
+from nasbackup.model import Backup
+from nasbackup.nas import publish
+from nasbackup.steps.ticket import Site
+
+log = logging.getLogger(__name__)
+
+
+def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: int, why: str) -> None:
+    """Mark the backup Failed, then take away its job, its checkpoint and its files.
+
+    The mark comes first, in a transaction of its own: an orphan of the dead run cannot record it any more. Each
+    of the three is tried even when another fails; only when all went well is the backup noted as clean, so what
+    remains is cleaned up by the next run. Raises the first error.
+    """
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
+        backups.fail(cursor, backup_id=backup.backup_id, error=why)
+    try_all(
+        lambda: job.end(hypervisor, name=site.job_name(backup)),
+        lambda: checkpoints.drop(
+            hypervisor, vm_uuid=backup.vm_uuid, unneeded=[backup.checkpoint] if backup.checkpoint else []
+        ),
+        lambda: publish.discard(site.repository, root=site.root(), external_id=backup.external_id),
+    )
+    with site.database.transaction() as cursor:
+        backups.set_cleaned(cursor, backup_id=backup.backup_id)
+
+
+def try_all(*actions: Callable[[], object]) -> None:
+    """Run every action; raise the first error after the last."""
+    first: NasBackupError | None = None
+    for action in actions:
+        try:
+            action()
+        except NasBackupError as error:
+            log.error("%s", error)
+            first = first or error
+    if first is not None:
+        raise first

@@ -1,0 +1,68 @@
+"""end_job: the teardown. Whatever happened, afterwards the guest has no job and the VM no lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nasbackup.catalog import backups, leases, vms
+from nasbackup.errors import LeaseLost
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
+from nasbackup.model import Backup, BackupStatus
+from nasbackup.steps.discard import discard, try_all
+from nasbackup.steps.ticket import Site, Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What end_job found and did."""
+
+    external_id: str
+    status: BackupStatus
+    dropped_checkpoints: Sequence[str] = ()
+    note: str = ""
+
+
+def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -> Ending:
+    """End the libvirt job; drop checkpoints that nothing needs any more, or undo a backup that was not recorded.
+
+    The lease is released even when something could not be cleaned up: the next run does the rest. Without the
+    lease (another run took over and cleaned up) nothing is touched. Raises the first error met.
+    """
+    with site.database.transaction() as cursor:
+        backup = backups.get(cursor, backup_id=ticket.backup_id)
+        try:
+            leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        except LeaseLost:
+            return Ending(
+                external_id=backup.external_id,
+                status=backup.status,
+                note="the lease was given back or taken over before: nothing to do",
+            )
+    dropped: list[str] = []
+    try:
+        with connect(site.host) as hypervisor:
+            if backup.status is BackupStatus.BACKED_UP:
+                try_all(
+                    lambda: job.end(hypervisor, name=site.job_name(backup)),
+                    lambda: dropped.extend(drop_unneeded(site, hypervisor, backup=backup)),
+                )
+            else:
+                discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
+    finally:
+        with site.database.transaction() as cursor:
+            if backup.status is BackupStatus.BACKING_UP:
+                # The host could not be reached: the mark at least must be set, the next run cleans up.
+                backups.fail(cursor, backup_id=backup.backup_id, error=why_failed)
+            leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
+    with site.database.transaction() as cursor:
+        status = backups.get(cursor, backup_id=ticket.backup_id).status
+    return Ending(external_id=backup.external_id, status=status, dropped_checkpoints=tuple(dropped))
+
+
+def drop_unneeded(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> list[str]:
+    """Drop this catalog's checkpoints of the VM that are neither active nor in the making; foreign ones stay."""
+    with site.database.transaction() as cursor:
+        ours = vms.checkpoints_ever_made(cursor, vm_uuid=backup.vm_uuid)
+        needed = vms.checkpoints_in_use(cursor, vm_uuid=backup.vm_uuid)
+    return checkpoints.drop(hypervisor, vm_uuid=backup.vm_uuid, unneeded=ours - needed)

@@ -1,0 +1,45 @@
+"""record: publish the directory, then let the backup count."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from nasbackup.catalog import backups, leases
+from nasbackup.errors import BackupNotOpen, VerifyFailed
+from nasbackup.model import Backup, BackupStatus
+from nasbackup.nas import manifest, publish
+from nasbackup.steps.ticket import Site, Ticket
+
+
+def record(site: Site, *, ticket: Ticket) -> Backup:
+    """Publish, then in one transaction: BackedUp, size, and the active checkpoint becomes this backup's.
+
+    A second call finishes what the first began, or finds it done. Raises VerifyFailed unless every volume was
+    verified, LeaseLost, NasIo, RepositoryFull.
+    """
+    try:
+        backup = site.load(ticket)
+    except BackupNotOpen as error:
+        if error.data["status"] is not BackupStatus.BACKED_UP:
+            raise
+        with site.database.transaction() as cursor:
+            return backups.get(cursor, backup_id=ticket.backup_id)
+    attempts = {volume.file: volume.attempt for volume in backup.volumes if volume.attempt is not None}
+    for volume in backup.volumes:
+        if volume.verified_at is None or volume.attempt is None:
+            raise VerifyFailed(file=volume.file, problem="was not verified; the backup is not recorded")
+    root = site.root()
+    site.renew(ticket)
+    directory = publish.publish(
+        site.repository,
+        root=root,
+        external_id=backup.external_id,
+        attempts=attempts,
+        manifest=manifest.build(
+            backup, repository_uuid=site.repository_uuid(), recorded_at=datetime.now(UTC).isoformat(timespec="seconds")
+        ),
+    )
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        backups.record(cursor, backup_id=backup.backup_id, size=publish.size_on_disk(directory))
+        return backups.get(cursor, backup_id=backup.backup_id)

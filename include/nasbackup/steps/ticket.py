@@ -1,0 +1,73 @@
+"""What the steps hand each other: a reference to the backup, and where its parts are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nasbackup import layout
+from nasbackup.catalog import Database, backups, leases, repositories
+from nasbackup.errors import BackupNotOpen
+from nasbackup.hypervisor.job import JobName
+from nasbackup.model import Backup, BackupStatus, Host, Mode, Quiesce, Repository
+from nasbackup.nas.repository import open_root
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupRequest:
+    """What the operator or a schedule asks for. ``exclude_volumes`` names volumes by name, target or source."""
+
+    vm: str
+    mode: Mode = Mode.AUTO
+    quiesce: Quiesce = Quiesce.OFF
+    exclude_volumes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """The right to go on with one backup: whoever holds an outdated ``lease_token`` is refused by the catalog."""
+
+    backup_id: int
+    external_id: str
+    vm: str
+    vm_uuid: str
+    host: str
+    repository: str
+    lease_token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The three places where the truth lives: the catalog, the host and the repository."""
+
+    database: Database
+    host: Host
+    repository: Repository
+
+    def root(self) -> Path:
+        """The repository's root, after the check that it is that. Raises NotARepository, UnknownRepository."""
+        return open_root(self.repository, identity=self.repository_uuid())
+
+    def repository_uuid(self) -> str:
+        with self.database.transaction() as cursor:
+            return repositories.get(cursor, name=self.repository.name).uuid
+
+    def load(self, ticket: Ticket) -> Backup:
+        """The backup, with the lease renewed. Raises LeaseLost, or BackupNotOpen when it is not being made any more."""
+        with self.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+            backup = backups.get(cursor, backup_id=ticket.backup_id)
+        if backup.status is not BackupStatus.BACKING_UP:
+            raise BackupNotOpen(backup=backup.external_id, status=backup.status)
+        return backup
+
+    def renew(self, ticket: Ticket) -> None:
+        with self.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+
+    def job_name(self, backup: Backup) -> JobName:
+        return JobName(host=self.host, vm_uuid=backup.vm_uuid, stamp=backup.directory)
+
+
+def partial_path(root: Path, *, backup: Backup) -> Path:
+    return root / layout.partial_directory(backup.external_id)

@@ -1,0 +1,62 @@
+"""verify: read a volume back from the NAS; it must be what was copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nasbackup import layout
+from nasbackup.catalog import backups, leases
+from nasbackup.errors import VerifyFailed
+from nasbackup.model import BackupType, BackupVolume
+from nasbackup.steps.copy import PROGRESS_SECONDS, volume_of
+from nasbackup.steps.ticket import Site, Ticket, partial_path
+from nasbackup.transfer.pump import Progress
+from nasbackup.transfer.readback import check_image, image_info, read_layer
+
+
+def verify(
+    site: Site, *, ticket: Ticket, volume: str, on_progress: Callable[[Progress], None] | None = None
+) -> BackupVolume:
+    """Compare digest, size and backing link of the attempt that the catalog names with what is on the NAS.
+
+    Raises VerifyFailed (the file is not what was copied), LeaseLost, AttemptSuperseded.
+    """
+    backup = site.load(ticket)
+    copied = volume_of(backup, name=volume)
+    if copied.attempt is None or copied.digest is None:
+        raise VerifyFailed(file=copied.file, problem="it was not copied to the end; run its copy again")
+    file = partial_path(site.root(), backup=backup) / layout.attempt_file(file=copied.file, attempt=copied.attempt)
+
+    def follow(progress: Progress) -> None:
+        site.renew(ticket)
+        if on_progress:
+            on_progress(progress)
+
+    check_layer(file, volume=copied, on_progress=follow)
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        backups.set_verified(cursor, backup_id=backup.backup_id, volume=volume, attempt=copied.attempt)
+        return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)
+
+
+def check_layer(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
+    """Raises VerifyFailed unless the file is the layer that the catalog describes: structure first, then every byte."""
+    if not file.is_file():
+        raise VerifyFailed(file=file, problem="the file is missing")
+    check_image(file)
+    info = image_info(file)
+    if info.virtual_size != volume.virtual_size:
+        raise VerifyFailed(file=file, problem=f"its size is {info.virtual_size}, not {volume.virtual_size} bytes")
+    if info.backing != volume.backing:
+        raise VerifyFailed(file=file, problem=f"its backing file is {info.backing!r}, not {volume.backing!r}")
+    found = read_layer(
+        file=file,
+        incremental=volume.type is BackupType.INCREMENTAL,
+        on_progress=on_progress,
+        progress_every=PROGRESS_SECONDS,
+    )
+    if found.digest != volume.digest:
+        raise VerifyFailed(
+            file=file, problem=f"its content is not what was copied ({found.digest}, not {volume.digest})"
+        )
