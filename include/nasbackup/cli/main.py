@@ -1,0 +1,176 @@
+"""``nasbackup …``. Exit codes: 0 done, 1 refused or failed, 2 usage."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nasbackup.catalog import Database, backups, migrate, repositories
+from nasbackup.cli import output
+from nasbackup.errors import NasBackupError, NotARepository
+from nasbackup.model import BackupStatus, Repository, RepositoryType
+from nasbackup.nas import repository as nas_repository
+from nasbackup.restore.image import ImageFormat, locate, restore_images
+from nasbackup.restore.verification import verify_layers
+
+CATALOG_VARIABLES = ("NASBACKUP_CATALOG", "AIRFLOW_CONN_NAS_BACKUP_CATALOG")
+
+_HIDDEN = frozenset({BackupStatus.DELETE_PENDING, BackupStatus.DELETING})
+
+
+class _Group(click.Group):
+    """Every refusal is one sentence on stderr and exit code 1, never a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NasBackupError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nasbackup")
+def main() -> None:
+    """Backups of KVM VMs on a NAS: list, verify and restore them.
+
+    The catalog's database is named by the environment variable NASBACKUP_CATALOG (a libpq URI, such as
+    postgresql://nasbackup@%2Frun%2Fpostgresql/nasbackup), or else AIRFLOW_CONN_NAS_BACKUP_CATALOG.
+    """
+
+
+def _with_database(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        for variable in CATALOG_VARIABLES:
+            if os.environ.get(variable):
+                return command(*args, database=Database(parameters={"dsn": os.environ[variable]}), **kwargs)
+        raise click.ClickException(
+            f"The catalog is not named: set {CATALOG_VARIABLES[0]} to its libpq URI, or use scripts/nasbackup."
+        )
+
+    return wrapper
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@main.command("list")
+@click.option("--vm", help="Only backups of the VM with this instance name.")
+@click.option("--all", "show_all", is_flag=True, help="Also those that are delete-pending or being deleted.")
+@json_option
+@_with_database
+def list_command(*, database: Database, vm: str | None, show_all: bool, as_json: bool) -> None:
+    """List backups, the oldest first."""
+    statuses = [status for status in BackupStatus if show_all or status not in _HIDDEN]
+    with database.transaction() as cursor:
+        found = backups.list_backups(cursor, vm=vm, statuses=statuses)
+        roots = _roots(cursor)
+    output.show_list(found, roots=roots, as_json=as_json)
+
+
+@main.command()
+@click.argument("backup", metavar="ID")
+@json_option
+@_with_database
+def show(*, database: Database, backup: str, as_json: bool) -> None:
+    """Show one backup with its volumes. ID is the external id, such as i-2-1234-VM/2026.01.31.22.00.05."""
+    with database.transaction() as cursor:
+        found = backups.find(cursor, external_id=backup)
+        roots = _roots(cursor)
+    output.show_one(found, roots=roots, as_json=as_json)
+
+
+@main.command()
+@click.argument("backup", metavar="ID")
+@json_option
+@_with_database
+def verify(*, database: Database, backup: str, as_json: bool) -> None:
+    """Read every layer of the backup's chain back from the NAS and compare it with the catalog's digests."""
+    located = locate(database, external_id=backup)
+    checked = []
+    with output.following() as follow:
+        for volume in located.backup.volumes:
+            layers = located.layers(volume)
+            verify_layers(
+                layers,
+                on_layer=lambda layer: functools.partial(follow, f"verifying {layer.backup}/{layer.file.name}"),
+            )
+            checked.append({"volume": volume.name, "layers": [str(layer.file) for layer in layers]})
+    output.show_verified(backup, checked=checked, as_json=as_json)
+
+
+@main.command()
+@click.argument("backup", metavar="ID")
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory that gets the images."
+)
+@click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
+@click.option("--volume", "volumes", multiple=True, help="Only this volume, by name; may be given again.")
+@json_option
+@_with_database
+def restore(
+    *, database: Database, backup: str, to: Path, image_format: ImageFormat, volumes: tuple[str, ...], as_json: bool
+) -> None:
+    """Restore a backup's volumes to standalone images. Every layer is verified before anything is written."""
+    located = locate(database, external_id=backup)
+    with output.following() as follow:
+        restored = restore_images(located, to=to.absolute(), image_format=image_format, volumes=volumes, follow=follow)
+    output.show_restored(backup, restored=restored, as_json=as_json)
+
+
+@main.command("register-repository")
+@click.argument("name")
+@click.option("--path", required=True, type=click.Path(path_type=Path), help="Where it is mounted here; absolute.")
+@click.option(
+    "--type", "kind", type=click.Choice([kind.value for kind in RepositoryType]), default="local", show_default=True
+)
+@click.option("--address", default="", help="The NAS's address, for people.")
+@json_option
+@_with_database
+def register_repository(*, database: Database, name: str, path: Path, kind: str, address: str, as_json: bool) -> None:
+    """Set up a repository once: a marker file at its root, and its name in the catalog.
+
+    NAME is the id of its Airflow Connection of type nas. From then on nothing is written below the path unless
+    the marker is there, so an unmounted NAS never fills the root disk. Harmless when it is registered already.
+    """
+    repository = Repository(name=name, type=RepositoryType(kind), path=str(path), address=address)
+    with database.transaction() as cursor:
+        known = {registered.repository.name: registered.uuid for registered in repositories.list_all(cursor)}
+    if name in known and nas_repository.read_identity(repository) != known[name]:
+        raise NotARepository(
+            path=path, repository=name, problem="the catalog knows a repository of this name with another marker"
+        )
+    identity = nas_repository.register(repository)
+    with database.transaction() as cursor:
+        repositories.register(cursor, repository=repository, uuid=identity)
+    output.show_facts({"repository": name, "path": str(path), "uuid": identity}, as_json=as_json)
+
+
+@main.group()
+def catalog() -> None:
+    """The catalog's database."""
+
+
+@catalog.command("migrate")
+@json_option
+@_with_database
+def migrate_command(*, database: Database, as_json: bool) -> None:
+    """Bring the catalog's schema up to date; harmless when it is."""
+    applied = migrate(database)
+    output.show_facts({"applied": applied}, as_json=as_json)
+
+
+def _roots(cursor: Any) -> dict[str, Path]:
+    return {
+        registered.repository.name: Path(registered.repository.path) for registered in repositories.list_all(cursor)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What the command line prints: tables for people, JSON for programs, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from nasbackup.model import Backup, BackupVolume
+from nasbackup.restore.image import Follow, RestoredVolume
+from nasbackup.transfer.pump import Progress
+
+_LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal to draw on
+
+
+def as_document(backup: Backup, *, root: Path) -> dict[str, Any]:
+    """A backup in JSON: the public form (README, Command line)."""
+    path = root / backup.external_id
+    return {
+        "external_id": backup.external_id,
+        "vm": backup.vm,
+        "host": backup.host,
+        "repository": backup.repository,
+        "path": str(path),
+        "type": backup.type.value,
+        "status": backup.status.value,
+        "reason": backup.reason.value,
+        "explanation": backup.explanation,
+        "consistency": backup.consistency.value if backup.consistency else None,
+        "chain_id": backup.chain_id,
+        "chain_position": backup.chain_position,
+        "parent": backup.parent,
+        "checkpoint": backup.checkpoint,
+        "created": backup.created_at.isoformat(),
+        "size": backup.size,
+        "verified": backup.verified,
+        "error": backup.error,
+        "volumes": [_volume_document(volume, path=path) for volume in backup.volumes],
+    }
+
+
+def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bool) -> None:
+    if as_json:
+        return _print_json([as_document(backup, root=roots[backup.repository]) for backup in found])
+    table = Table(box=None, header_style="bold")
+    for heading in ("BACKUP", "TYPE", "STATUS", "REASON"):
+        table.add_column(heading, no_wrap=heading == "BACKUP")
+    for heading in ("POSITION", "READ", "SIZE"):
+        table.add_column(heading, justify="right")
+    table.add_column("VERIFIED")
+    for backup in found:
+        table.add_row(
+            backup.external_id,
+            backup.type.value,
+            backup.status.value,
+            backup.reason.value,
+            str(backup.chain_position),
+            decimal(sum(volume.bytes_read or 0 for volume in backup.volumes)),
+            "" if backup.size is None else decimal(backup.size),
+            "yes" if backup.verified else "no",
+        )
+    if found:
+        _stdout().print(table)
+    else:
+        _stdout().print("There are no backups.")
+
+
+def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> None:
+    document = as_document(backup, root=roots[backup.repository])
+    if as_json:
+        return _print_json(document)
+    volumes = document.pop("volumes")
+    show_facts({key: value for key, value in document.items() if value is not None}, as_json=False)
+    table = Table(box=None, header_style="bold")
+    for heading in ("VOLUME", "TYPE", "REASON", "FILE"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("VIRTUAL SIZE", "READ", "WRITTEN"):
+        table.add_column(heading, justify="right")
+    for volume in volumes:
+        sizes = (volume[key] for key in ("virtual_size", "bytes_read", "bytes_written"))
+        table.add_row(
+            volume["name"],
+            volume["type"],
+            volume["reason"],
+            Path(volume["file"]).name,
+            *("" if size is None else decimal(size) for size in sizes),
+        )
+    _stdout().print(table)
+
+
+def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        return _print_json({"external_id": backup, "verified": True, "volumes": list(checked)})
+    for entry in checked:
+        _stdout().print(f"{entry['volume']}: {len(entry['layers'])} layers read back, all as recorded", soft_wrap=True)
+
+
+def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: bool) -> None:
+    if as_json:
+        return _print_json(
+            {
+                "external_id": backup,
+                "volumes": [
+                    {"name": volume.name, "source": volume.source, "file": str(volume.file), "layers": volume.layers}
+                    for volume in restored
+                ],
+            }
+        )
+    for volume in restored:
+        _stdout().print(f"{volume.name} -> {volume.file} (from {volume.layers} layers)", soft_wrap=True, markup=False)
+
+
+def show_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        return _print_json(facts)
+    width = max(map(len, facts), default=0)
+    for key, value in facts.items():
+        shown = ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else value
+        _stdout().print(f"{key.ljust(width)}  {shown}", soft_wrap=True, markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Follow]:
+    """Progress of long work on stderr: bars on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bars(console) as follow:
+            yield follow
+    else:
+        yield _lines(console)
+
+
+@contextlib.contextmanager
+def _bars(console: Console) -> Iterator[Follow]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=console) as bars:
+
+        def follow(what: str, progress: Progress) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=progress.done, total=progress.total)
+
+        yield follow
+
+
+def _lines(console: Console) -> Follow:
+    last = time.monotonic()
+
+    def follow(what: str, progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            console.print(f"{what}: {decimal(progress.done)} of {decimal(progress.total)}", markup=False)
+
+    return follow
+
+
+def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
+    return {
+        "name": volume.name,
+        "source": volume.source,
+        "file": str(path / volume.file),
+        "type": volume.type.value,
+        "reason": volume.reason.value,
+        "virtual_size": volume.virtual_size,
+        "bytes_read": volume.bytes_read,
+        "bytes_written": volume.bytes_written,
+        "digest": volume.digest,
+    }
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _stdout() -> Console:
+    return Console()
