@@ -65,11 +65,8 @@ def restore_images(
     BackupNotRestorable (a layer is broken; nothing was written), TargetFull. An image has its name only when it
     is complete: until then it is ``<name>.partial``, and after a failure that is removed.
     """
-    chosen = _choose(located.backup, volumes=volumes)
-    targets = {volume.name: to / f"{volume.name}.{image_format}" for volume in chosen}
-    for target in targets.values():
-        if target.exists():
-            raise TargetExists(path=target)
+    chosen = choose(located.backup, volumes=volumes)
+    targets = {volume.name: image_path(to, volume=volume, image_format=image_format) for volume in chosen}
     for volume in chosen:
         verify_layers(
             located.layers(volume),
@@ -95,7 +92,16 @@ def restore_images(
     return restored
 
 
-def _choose(backup: Backup, *, volumes: Sequence[str]) -> list[BackupVolume]:
+def image_path(to: Path, *, volume: BackupVolume, image_format: ImageFormat) -> Path:
+    """Where the volume's image goes. Raises TargetExists when something is there already."""
+    path = to / f"{volume.name}.{image_format}"
+    if path.exists():
+        raise TargetExists(path=path)
+    return path
+
+
+def choose(backup: Backup, *, volumes: Sequence[str]) -> list[BackupVolume]:
+    """The volumes of these names, all when none is named. Raises UnknownVolume."""
     known = {volume.name: volume for volume in backup.volumes}
     for name in volumes:
         if name not in known:

@@ -1,0 +1,63 @@
+"""
+### Restore a backup to images
+
+`plan ─▶ restore[volume] ─▶ summary`
+
+Every layer of the chain is read back and compared with its recorded digest before anything is written; then each
+volume becomes one standalone image in the directory `to`. Nothing is defined or started, and the chain of the
+VM stays as it is. The directory is on the machine that runs the task.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow.forms import restore_params
+from nasbackup.airflow.retries import retry_policy
+
+
+@dag(
+    dag_id="nas_restore",
+    dag_display_name="NAS restore",
+    description="Restore the volumes of a backup to standalone images",
+    doc_md=__doc__,
+    schedule=None,
+    params=restore_params(),
+    tags=["nas-backup"],
+    is_paused_upon_creation=False,
+    default_args={
+        "owner": "nas-backup",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=20),
+        "retry_policy": retry_policy(),
+    },
+)
+def nas_restore() -> None:
+    @task
+    def plan() -> list[str]:
+        """Check the request; name the volumes."""
+        from nasbackup.airflow import restore_tasks
+
+        context = get_current_context()
+        return restore_tasks.plan(params=context["params"], conf=context["dag_run"].conf)
+
+    @task(map_index_template="{{ volume_label }}")
+    def restore(volume: str) -> dict[str, Any]:
+        """Verify every layer, then write the image."""
+        from nasbackup.airflow import restore_tasks
+
+        context = get_current_context()
+        context["volume_label"] = volume
+        return restore_tasks.restore(params=context["params"], volume=volume)
+
+    @task
+    def summary(restored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What was restored, and where it is."""
+        return list(restored)
+
+    summary(restore.expand(volume=plan()))
+
+
+nas_restore()

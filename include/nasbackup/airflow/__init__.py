@@ -1,0 +1,1 @@
+"""Where Airflow meets the rest: connection types, hooks, params, settings from Variables."""

@@ -1,0 +1,121 @@
+"""Params forms of the DAGs, and the check of a run's conf against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import Param
+
+from nasbackup.errors import UnknownParam
+from nasbackup.fleet import Fleet
+from nasbackup.model import Mode, Quiesce
+
+
+def backup_params(fleet: Fleet) -> dict[str, Param]:
+    """The form of ``nas_backup``: hosts and repositories are those of fleet.yaml."""
+    return {
+        "vm": Param(
+            type="string",
+            minLength=1,
+            title="VM",
+            description="Instance name of the libvirt domain, for example `i-2-1234-VM`.",
+            section="What",
+        ),
+        "host": Param(
+            fleet.hosts[0],
+            type="string",
+            enum=fleet.hosts,
+            title="Host",
+            description="The KVM host that runs the VM (a Connection of type libvirt).",
+            section="What",
+        ),
+        "exclude_volumes": Param(
+            [],
+            type="array",
+            items={"type": "string", "minLength": 1},
+            title="Exclude volumes",
+            description="One a line: volumes to leave out, by name, target (`vdb`) or source path.",
+            section="What",
+        ),
+        "repository": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, *fleet.repositories],
+            title="Repository",
+            description="Where the backup goes (a Connection of type nas). Empty: the default of the host's zone.",
+            section="How",
+        ),
+        "mode": Param(
+            Mode.AUTO.value,
+            type="string",
+            enum=[mode.value for mode in Mode],
+            values_display={
+                Mode.AUTO.value: "auto: incremental when the chain allows it",
+                Mode.FULL.value: "full: start a new chain",
+            },
+            title="Mode",
+            description="What kind of backup. The result of `decide_chain` says what became of it, and why.",
+            section="How",
+        ),
+        "quiesce": Param(
+            Quiesce.OFF.value,
+            type="string",
+            enum=[quiesce.value for quiesce in Quiesce],
+            values_display={
+                Quiesce.OFF.value: "off: crash-consistent",
+                Quiesce.CONTINUE.value: "freeze file systems; go on without when the guest cannot",
+                Quiesce.FAIL.value: "freeze file systems; fail when the guest cannot",
+            },
+            title="Quiesce",
+            description="Freeze the guest's file systems through its agent for the moment of the checkpoint.",
+            section="How",
+        ),
+    }
+
+
+def restore_params() -> dict[str, Param]:
+    """The form of ``nas_restore``."""
+    return {
+        "backup": Param(
+            type="string",
+            pattern="^[^/]+/[0-9]{4}([.][0-9]{2}){5}$",
+            title="Backup",
+            description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`.",
+            section="What",
+        ),
+        "volumes": Param(
+            [],
+            type="array",
+            items={"type": "string", "minLength": 1},
+            title="Volumes",
+            description="One a line: names of the volumes to restore. Empty: all.",
+            section="What",
+        ),
+        "target": Param(
+            "image",
+            type="string",
+            enum=["image"],
+            values_display={"image": "image: standalone image files"},
+            title="Target",
+            description="What the backup becomes.",
+            section="Where",
+        ),
+        "to": Param(
+            type="string",
+            minLength=1,
+            title="Directory",
+            description="Absolute path of the directory that gets the images; made when it does not exist.",
+            section="Where",
+        ),
+        "format": Param(
+            "qcow2", type="string", enum=["qcow2", "raw"], title="Format", description="Of the images.", section="Where"
+        ),
+    }
+
+
+def require_known_keys(conf: Mapping[str, Any] | None, *, params: Mapping[str, Any]) -> None:
+    """Airflow takes unknown keys of a run's conf in silence; a typo must not become a default. Raises UnknownParam."""
+    unknown = sorted(set(conf or {}) - set(params))
+    if unknown:
+        raise UnknownParam(keys=", ".join(map(repr, unknown)), known=", ".join(sorted(params)))
