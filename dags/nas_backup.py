@@ -100,7 +100,9 @@ def nas_backup() -> None:
     verified = verify.expand(copied=copy.expand(volume=checkpoint(decided)))
     recorded = record(decided)
     verified >> recorded
-    recorded >> end_job(decided).as_teardown(setups=decided, on_failure_fail_dagrun=True)
+    # Not on_failure_fail_dagrun: it would make end_job the leaf that decides the run's state in place of record,
+    # and a run whose copy failed would be green.
+    recorded >> end_job(decided).as_teardown(setups=decided)
 
 
 nas_backup()

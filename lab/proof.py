@@ -17,11 +17,11 @@ class ProofError(Exception):
 
 def freeze(*, nbd_uri: str, to: Path) -> None:
     """A raw copy of what an open backup job serves: the point in time itself."""
-    _run("qemu-img", "convert", "-f", "raw", "-O", "raw", nbd_uri, str(to))
+    run("qemu-img", "convert", "-f", "raw", "-O", "raw", nbd_uri, str(to))
 
 
 def assert_identical(*, image: Path, image_format: str, frozen: Path) -> None:
-    _run("qemu-img", "compare", "-f", image_format, "-F", "raw", str(image), str(frozen))
+    run("qemu-img", "compare", "-f", image_format, "-F", "raw", str(image), str(frozen))
 
 
 def assert_file_system(*, image: Path, expected: dict[str, str]) -> None:
@@ -30,10 +30,10 @@ def assert_file_system(*, image: Path, expected: dict[str, str]) -> None:
     """
     with tempfile.TemporaryDirectory(dir=image.parent) as directory:
         work = Path(directory) / "filesystem.raw"
-        _run("cp", "--sparse=always", "--", str(image), str(work))
+        run("cp", "--sparse=always", "--", str(image), str(work))
         # The point in time was taken from a mounted file system: first its journal is replayed, then it must be clean.
-        _run("e2fsck", "-p", str(work), accept=(0, _MOUNTED_JOURNAL))
-        _run("e2fsck", "-fn", str(work))
+        run("e2fsck", "-p", str(work), accept=(0, _MOUNTED_JOURNAL))
+        run("e2fsck", "-fn", str(work))
         found = {name: _sha256(work, name, directory=Path(directory)) for name in _names(work)}
     wrong = {name: digest for name, digest in expected.items() if found.get(name) != digest}
     if wrong:
@@ -41,18 +41,18 @@ def assert_file_system(*, image: Path, expected: dict[str, str]) -> None:
 
 
 def _names(image: Path) -> list[str]:
-    listing = _run("debugfs", "-R", "ls -p /keep", str(image))
+    listing = run("debugfs", "-R", "ls -p /keep", str(image))
     entries = (line.split("/") for line in listing.splitlines() if line.startswith("/"))
     return [entry[5] for entry in entries if re.fullmatch(r"[\w+-][\w.+-]*", entry[5])]
 
 
 def _sha256(image: Path, name: str, *, directory: Path) -> str:
     copy = directory / "file"
-    _run("debugfs", "-R", f"dump /keep/{name} {copy}", str(image))
+    run("debugfs", "-R", f"dump /keep/{name} {copy}", str(image))
     return hashlib.sha256(copy.read_bytes()).hexdigest()
 
 
-def _run(*command: str, accept: tuple[int, ...] = (0,)) -> str:
+def run(*command: str, accept: tuple[int, ...] = (0,)) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in accept:
         raise ProofError(f"{' '.join(command)}: {done.stdout.strip()} {done.stderr.strip()}")

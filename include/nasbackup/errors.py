@@ -168,6 +168,7 @@ class GuestNotFrozen(HypervisorError):
         "VM {vm} could not freeze its file systems: {reason}. Install and start the guest agent, "
         "or run with quiesce=continue (crash-consistent)."
     )
+    retryable = False
 
 
 class HostNotReady(HypervisorError):

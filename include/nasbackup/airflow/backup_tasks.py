@@ -9,7 +9,7 @@ from typing import Any
 
 from nasbackup import fleet, steps
 from nasbackup.airflow import hooks, variables
-from nasbackup.airflow.forms import require_known_keys
+from nasbackup.airflow.forms import backup_params, require_known_keys
 from nasbackup.errors import UnknownRepository
 from nasbackup.model import Backup, BackupVolume, Mode, Quiesce
 from nasbackup.steps import BackupRequest, Site, Ticket
@@ -21,8 +21,8 @@ Payload = dict[str, Any]
 
 
 def decide_chain(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: str) -> Payload:
-    require_known_keys(conf, params=params)
     zones = fleet.load()
+    require_known_keys(conf, form=backup_params(zones))
     zone = zones.zone_of(params["host"])
     repository = params["repository"] or zone.repositories[0]
     if repository not in zones.repositories:

@@ -114,8 +114,11 @@ def restore_params() -> dict[str, Param]:
     }
 
 
-def require_known_keys(conf: Mapping[str, Any] | None, *, params: Mapping[str, Any]) -> None:
-    """Airflow takes unknown keys of a run's conf in silence; a typo must not become a default. Raises UnknownParam."""
-    unknown = sorted(set(conf or {}) - set(params))
+def require_known_keys(conf: Mapping[str, Any] | None, *, form: Mapping[str, Param]) -> None:
+    """Raises UnknownParam for a key of the run's conf that the form does not have.
+
+    Airflow takes unknown keys in silence, and adds them to the context's ``params``; a typo must not become a default.
+    """
+    unknown = sorted(set(conf or {}) - set(form))
     if unknown:
-        raise UnknownParam(keys=", ".join(map(repr, unknown)), known=", ".join(sorted(params)))
+        raise UnknownParam(keys=", ".join(map(repr, unknown)), known=", ".join(sorted(form)))

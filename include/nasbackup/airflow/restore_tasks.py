@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup.airflow import hooks
-from nasbackup.airflow.forms import require_known_keys
+from nasbackup.airflow.forms import require_known_keys, restore_params
 from nasbackup.errors import ParamInvalid
 from nasbackup.restore.image import choose, image_path, locate, restore_images
 from nasbackup.transfer.pump import Progress
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None) -> list[str]:
     """Names of the volumes to restore. Raises RequestError, BackupNotRestorable, TargetExists; nothing is written."""
-    require_known_keys(conf, params=params)
+    require_known_keys(conf, form=restore_params())
     to = Path(params["to"])
     if not to.is_absolute():
         raise ParamInvalid(name="to", value=params["to"], problem="it must be an absolute path")

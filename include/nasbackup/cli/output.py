@@ -19,6 +19,7 @@ from nasbackup.model import Backup, BackupVolume
 from nasbackup.restore.image import Follow, RestoredVolume
 from nasbackup.transfer.pump import Progress
 
+_WIDE = 240
 _LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal to draw on
 
 
@@ -190,4 +191,5 @@ def _print_json(document: Any) -> None:
 
 
 def _stdout() -> Console:
-    return Console()
+    """On a terminal as wide as that; elsewhere wide enough that no cell is cut."""
+    return Console() if Console().is_terminal else Console(width=_WIDE)
