@@ -25,8 +25,13 @@ from nasbackup.model import (
 )
 from nasbackup.settings import Settings
 
-FORMATS_WITH_BITMAPS = frozenset({"qcow2"})
-"""Only qcow2 can keep a dirty bitmap (libvirt: "Disk Snapshot and Checkpoint"); others are full every time."""
+
+def can_have_bitmap(*, image_format: str, source: str) -> bool:
+    """Only a local qcow2 image keeps a dirty bitmap; other volumes are full every time.
+
+    (libvirt's knowledge base, "Incremental backup internals"; ``<dataStore>`` for raw needs libvirt 10.10.)
+    """
+    return image_format == "qcow2" and source.startswith("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ def decide_chain(state: ChainState, *, new_checkpoint: str, new_chain_id: str) -
     if len(incremental) < len(plans):
         explanation += f"; full inside it: {_exceptions(plans)}"
     return ChainDecision(
+        vm_state=state.vm.state,
         type=BackupType.INCREMENTAL,
         reason=Reason.INCREMENTAL,
         explanation=explanation,
@@ -108,7 +114,9 @@ class _Full:
     chain_id: str
 
     def of_new_chain(self, reason: Reason, why: str) -> ChainDecision:
-        can_have_bitmaps = any(volume.format in FORMATS_WITH_BITMAPS for volume in self.state.vm.volumes)
+        can_have_bitmaps = any(
+            can_have_bitmap(image_format=volume.format, source=volume.source) for volume in self.state.vm.volumes
+        )
         return self._decision(
             reason, why, checkpoint=self.checkpoint if can_have_bitmaps else None, chain_id=self.chain_id
         )
@@ -118,6 +126,7 @@ class _Full:
 
     def _decision(self, reason: Reason, why: str, *, checkpoint: str | None, chain_id: str | None) -> ChainDecision:
         return ChainDecision(
+            vm_state=self.state.vm.state,
             type=BackupType.FULL,
             reason=reason,
             explanation=f"full: {why}",
@@ -136,7 +145,7 @@ def _plan_volumes(state: ChainState, *, parent: Backup | None) -> tuple[VolumePl
     plans = []
     for index, volume in enumerate(state.vm.volumes):
         on = before.get(volume.source)
-        reason = _volume_reason(volume, on=on, usable=state.usable_bitmaps) if parent else VolumeReason.FULL_BACKUP
+        reason = _volume_reason(volume, on=on, state=state) if parent else VolumeReason.FULL_BACKUP
         incremental = reason is VolumeReason.INCREMENTAL
         plans.append(
             VolumePlan(
@@ -154,14 +163,28 @@ def _plan_volumes(state: ChainState, *, parent: Backup | None) -> tuple[VolumePl
     return tuple(plans)
 
 
-def _volume_reason(volume: Volume, *, on: BackupVolume | None, usable: Mapping[str, bool]) -> VolumeReason:
+def _volume_reason(volume: Volume, *, on: BackupVolume | None, state: ChainState) -> VolumeReason:
+    if not can_have_bitmap(image_format=volume.format, source=volume.source):
+        return VolumeReason.NO_BITMAP_POSSIBLE
     if on is None:
         return VolumeReason.NEW_VOLUME
     if on.virtual_size != volume.virtual_size:
         return VolumeReason.RESIZED
-    if volume.format not in FORMATS_WITH_BITMAPS or not usable.get(volume.source, False):
+    if not state.usable_bitmaps.get(volume.source, False):
         return VolumeReason.BITMAP_UNUSABLE
+    if _may_have_been_reverted(state):
+        return VolumeReason.SNAPSHOT_OLDER
     return VolumeReason.INCREMENTAL
+
+
+def _may_have_been_reverted(state: ChainState) -> bool:
+    """After a revert to a snapshot older than the bitmap, what changed between the two is not in the bitmap.
+
+    libvirt does not tell a revert from a snapshot that was only taken, so the doubt is enough. A revert to a newer
+    snapshot is harmless: what it takes back was written since the bitmap began, and is in it.
+    """
+    snapshot, checkpoint = state.vm.snapshot, state.active_checkpoint
+    return snapshot is not None and checkpoint is not None and snapshot.taken_at <= layout.checkpoint_epoch(checkpoint)
 
 
 def _exceptions(plans: Sequence[VolumePlan]) -> str:

@@ -159,8 +159,17 @@ class ForeignJob(HypervisorError):
 
 class JobLost(HypervisorError):
     template = (
-        "The backup job of VM {vm} ended before the copy did: {why}. The retry starts over from a new point in time."
+        "The backup job of VM {vm} ended before the copy did: {why}. The next run starts from a new point in time."
     )
+    retryable = False
+
+
+class VmStarted(HypervisorError):
+    template = (
+        "VM {vm} was started while its images were being read: what was read is discarded. "
+        "The next run backs up the running VM."
+    )
+    retryable = False
 
 
 class GuestNotFrozen(HypervisorError):

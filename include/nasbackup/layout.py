@@ -53,6 +53,12 @@ def checkpoint_name(*, when: datetime) -> str:
     return f"backup-{int(when.timestamp())}"
 
 
+def checkpoint_epoch(name: str) -> int:
+    """When the checkpoint was made, in epoch seconds; 0 for a name that is not ours."""
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isascii() and digits.isdecimal() else 0
+
+
 def partial_directory(external_id: str) -> str:
     """Where the backup is made, relative to the repository root: beside its final place, so that the relative
     references between layers hold before and after the rename."""

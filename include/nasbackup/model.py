@@ -5,9 +5,11 @@ Sizes and offsets are bytes, times are aware UTC datetimes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 
 class VmState(StrEnum):
@@ -63,6 +65,8 @@ class VolumeReason(StrEnum):
     NEW_VOLUME = "new_volume"  # the parent does not have this source
     RESIZED = "resized"
     BITMAP_UNUSABLE = "bitmap_unusable"
+    NO_BITMAP_POSSIBLE = "no_bitmap_possible"  # raw, or over the network: full every time
+    SNAPSHOT_OLDER = "snapshot_older"  # the VM may have been reverted to a snapshot older than the bitmap
 
 
 class Quiesce(StrEnum):
@@ -111,13 +115,14 @@ class Repository:
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """One disk of a domain. ``source`` (the path of the image) is its identity; ``target`` (vda) is not."""
+    """One disk of a domain. ``source`` is its identity: the image's path, or a URI; ``target`` (vda) is not."""
 
     source: str
     target: str
     format: str
     virtual_size: int
     allocated: int = 0
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,14 @@ class SkippedDisk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The domain's current snapshot: the one that was taken, or reverted to, last. ``taken_at`` in epoch seconds."""
+
+    name: str
+    taken_at: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vm:
     """A libvirt domain as the inventory sees it."""
 
@@ -142,6 +155,7 @@ class Vm:
     state: VmState
     volumes: tuple[Volume, ...]
     skipped: tuple[SkippedDisk, ...] = ()
+    snapshot: Snapshot | None = None
 
 
 # --- decisions ------------------------------------------------------------------------------------------------
@@ -168,8 +182,13 @@ class VolumePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainDecision:
-    """What the coming backup will be, and why (``explanation`` is the sentence for people)."""
+    """What the coming backup will be, and why (``explanation`` is the sentence for people).
 
+    ``vm_state`` is what the decision was made for: a running VM is read through libvirt's backup job, a stopped one
+    straight from its images.
+    """
+
+    vm_state: VmState = VmState.RUNNING
     type: BackupType
     reason: Reason
     explanation: str
@@ -197,6 +216,7 @@ class BackupVolume:
     type: BackupType
     reason: VolumeReason
     backing: str | None
+    source_stamp: str | None = None
     bytes_read: int | None = None
     bytes_written: int | None = None
     digest: str | None = None
@@ -219,12 +239,14 @@ class Backup:
     status: BackupStatus
     reason: Reason
     explanation: str
+    vm_state: VmState = VmState.RUNNING
     chain_id: str | None
     chain_position: int
     parent_id: int | None
     parent: str | None
     checkpoint: str | None
     created_at: datetime
+    request: Mapping[str, Any] = field(default_factory=dict)
     consistency: Consistency | None = None
     recorded_at: datetime | None = None
     size: int | None = None

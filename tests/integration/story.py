@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nasbackup import steps
 from nasbackup.catalog import backups, vms
-from nasbackup.model import Backup, BackupStatus, Quiesce
+from nasbackup.hypervisor import offline
+from nasbackup.model import Backup, BackupStatus, Quiesce, VmState
 from nasbackup.restore.image import locate, restore_images
 from nasbackup.settings import Settings, resolve
 from nasbackup.steps import BackupRequest, Site, Ticket
@@ -42,12 +43,18 @@ class Story:
         )
 
     def backup(
-        self, *, while_open: Callable[[], None] = lambda: None, quiesce: Quiesce = Quiesce.OFF, **request: object
+        self,
+        *,
+        before_checkpoint: Callable[[], None] = lambda: None,
+        while_open: Callable[[], None] = lambda: None,
+        quiesce: Quiesce = Quiesce.OFF,
+        **request: object,
     ) -> Backup:
         """A whole run. ``while_open`` happens after the point in time was fixed and before anything is copied."""
-        ticket, decided = self.decide(**request)
+        ticket, _ = self.decide(**request)
         try:
-            steps.checkpoint(self.site, ticket=ticket, quiesce=quiesce)
+            before_checkpoint()
+            decided = steps.checkpoint(self.site, ticket=ticket, quiesce=quiesce)
             while_open()
             for volume in decided.volumes:
                 steps.copy(self.site, ticket=ticket, volume=volume.name)
@@ -69,11 +76,13 @@ class Story:
         partial = partial_path(self.site.root(), backup=backup)
         kept = {}
         for volume in backup.volumes:
-            served = self.site.job_name(backup).nbd_uri(volume.target)
+            served, served_format = self.site.job_name(backup).nbd_uri(volume.target), "raw"
+            if backup.vm_state is VmState.STOPPED:
+                served, served_format = volume.source, volume.format
             layer = partial / f"{volume.file}.attempt-{volume.attempt}"
-            tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", served, str(layer))
+            tool("qemu-img", "compare", "-f", served_format, "-F", "qcow2", served, str(layer))
             kept[volume.name] = self.work / f"{backup.backup_id}.{volume.name}.raw"
-            tool("qemu-img", "convert", "-f", "raw", "-O", "raw", served, str(kept[volume.name]))
+            tool("qemu-img", "convert", "-f", served_format, "-O", "raw", served, str(kept[volume.name]))
         self.frozen[backup.external_id] = kept
 
     def assert_restores(self, external_id: str) -> None:
@@ -97,14 +106,19 @@ class Story:
         with self.site.database.transaction() as cursor:
             return vms.active_checkpoint(cursor, vm_uuid=self.machine.uuid, repository=self.site.repository.name)
 
+    def active_checkpoints(self) -> set[str]:
+        """Of all repositories."""
+        with self.site.database.transaction() as cursor:
+            return set(vms.checkpoints_in_use(cursor, vm_uuid=self.machine.uuid))
+
     def assert_tidy(self) -> None:
         """No job, no lease, no partial directory, no socket or scratch, and no bitmap but the active one."""
         domain = self.machine.domain
-        assert domain.listAllCheckpoints() == [] or {c.getName() for c in domain.listAllCheckpoints()} == {
-            self.active_checkpoint()
-        }
+        assert {checkpoint.getName() for checkpoint in domain.listAllCheckpoints()} <= self.active_checkpoints()
         for bitmaps in self.machine.dirty_bitmaps().values() if self.machine.running else ():
-            assert set(bitmaps) <= {self.active_checkpoint()}
+            assert set(bitmaps) <= self.active_checkpoints()
+        for image in self.machine.disks.values() if not self.machine.running else ():
+            assert set(offline.bitmaps(image)) <= self.active_checkpoints()
         root = Path(self.site.repository.path)
         assert list(root.glob("*/.partial-*")) == []
         for directory in (self.site.host.socket_dir, self.site.host.scratch_dir):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nasbackup.model import BackupType
 
 from lab import proof
 from lab.vm import LabVm
-from nasbackup.model import BackupType
 from tests.system.conftest import Plant
 
 pytestmark = pytest.mark.system

@@ -35,6 +35,7 @@ def decide_chain(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, r
             mode=Mode(params["mode"]),
             quiesce=Quiesce(params["quiesce"]),
             exclude_volumes=tuple(params["exclude_volumes"] or ()),
+            allow_encrypted=params["allow_encrypted"],
         ),
         settings=settings,
         run_id=f"nas_backup/{run_id}",

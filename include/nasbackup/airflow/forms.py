@@ -38,6 +38,13 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             description="One a line: volumes to leave out, by name, target (`vdb`) or source path.",
             section="What",
         ),
+        "allow_encrypted": Param(
+            False,
+            type="boolean",
+            title="Allow encrypted volumes",
+            description="Back up LUKS-encrypted volumes too. What goes to the NAS is their plain content.",
+            section="What",
+        ),
         "repository": Param(
             None,
             type=["null", "string"],

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from psycopg2.extras import Json
+
 from nasbackup.catalog.database import Cursor
+from nasbackup.catalog.rows import with_volumes
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
-from nasbackup.model import (
-    Backup,
-    BackupStatus,
-    BackupType,
-    BackupVolume,
-    ChainDecision,
-    Consistency,
-    Reason,
-    VolumeReason,
-)
+from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
 _SELECT = """
     SELECT b.*, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
@@ -57,7 +52,7 @@ def list_backups(
         " ORDER BY b.backup_id",
         {"vm": vm, "statuses": [status.value for status in statuses]},
     )
-    return _with_volumes(cursor, cursor.fetchall())
+    return with_volumes(cursor, cursor.fetchall())
 
 
 def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
@@ -66,7 +61,7 @@ def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup 
         _SELECT + " WHERE vm.uuid = %s AND r.name = %s AND b.status = 'BackedUp' ORDER BY b.backup_id DESC LIMIT 1",
         (vm_uuid, repository),
     )
-    found = _with_volumes(cursor, cursor.fetchall())
+    found = with_volumes(cursor, cursor.fetchall())
     return found[0] if found else None
 
 
@@ -77,7 +72,7 @@ def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
         " ORDER BY b.backup_id",
         (vm_uuid,),
     )
-    return _with_volumes(cursor, cursor.fetchall())
+    return with_volumes(cursor, cursor.fetchall())
 
 
 def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
@@ -85,7 +80,7 @@ def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
     cursor.execute(
         _LINE + _SELECT + " JOIN line ON line.backup_id = b.backup_id ORDER BY b.chain_position", (backup_id,)
     )
-    return _with_volumes(cursor, cursor.fetchall())
+    return with_volumes(cursor, cursor.fetchall())
 
 
 def has_external_id(cursor: Cursor, *, repository: str, external_id: str) -> bool:
@@ -110,59 +105,60 @@ def open_backup(
     run_id: str,
     lease_token: int,
     created_at: datetime,
+    request: Mapping[str, Any] | None = None,
 ) -> int:
     """Announce a backup: from this moment on nobody can delete its parent. Returns its number."""
     cursor.execute(
         """
         INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
-                            chain_position, parent_id, checkpoint, host, run_id, lease_token, created_at)
+                            chain_position, parent_id, checkpoint, vm_state, host, request, run_id, lease_token,
+                            created_at)
         VALUES ((SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s),
                 (SELECT repository_id FROM repository WHERE name = %(repository)s),
                 %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
-                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(host)s, %(run_id)s, %(lease_token)s,
-                %(created_at)s)
+                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(vm_state)s, %(host)s, %(request)s, %(run_id)s,
+                %(lease_token)s, %(created_at)s)
         RETURNING backup_id
         """,
         {
+            **_decided(decision),
             "vm_uuid": vm_uuid,
             "repository": repository,
             "external_id": external_id,
-            "type": decision.type,
-            "reason": decision.reason,
-            "explanation": decision.explanation,
-            "chain_id": decision.chain_id,
-            "chain_position": decision.chain_position,
-            "parent_id": decision.parent_id,
-            "checkpoint": decision.checkpoint,
             "host": host,
+            "request": Json(dict(request or {})),
             "run_id": run_id,
             "lease_token": lease_token,
             "created_at": created_at,
         },
     )
-    backup_id = int(_row(cursor)["backup_id"])
-    for ordinal, plan in enumerate(decision.volumes):
-        cursor.execute(
-            """
-            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
-                                       reason, backing)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-            """,
-            (
-                backup_id,
-                ordinal,
-                plan.name,
-                plan.source,
-                plan.target,
-                plan.format,
-                plan.file,
-                plan.virtual_size,
-                plan.type,
-                plan.reason,
-                plan.backing,
-            ),
-        )
-    return backup_id
+    row = cursor.fetchone()
+    assert row is not None, "RETURNING gives a row"
+    _insert_volumes(cursor, backup_id=row["backup_id"], decision=decision)
+    return int(row["backup_id"])
+
+
+def replan(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
+    """Replace what was decided before anything was begun: the VM started or stopped meanwhile."""
+    cursor.execute(
+        """
+        UPDATE backup SET type = %(type)s, reason = %(reason)s, explanation = %(explanation)s,
+               chain_id = %(chain_id)s, chain_position = %(chain_position)s, parent_id = %(parent_id)s,
+               checkpoint = %(checkpoint)s, vm_state = %(vm_state)s
+         WHERE backup_id = %(backup_id)s AND status = 'BackingUp'
+        """,
+        {**_decided(decision), "backup_id": backup_id},
+    )
+    _require_change(cursor, backup_id=backup_id)
+    cursor.execute("DELETE FROM backup_volume WHERE backup_id = %s", (backup_id,))
+    _insert_volumes(cursor, backup_id=backup_id, decision=decision)
+
+
+def set_source_stamp(cursor: Cursor, *, backup_id: int, volume: str, stamp: str) -> None:
+    """How the image of a stopped VM looked at the point in time."""
+    cursor.execute(
+        "UPDATE backup_volume SET source_stamp = %s WHERE backup_id = %s AND name = %s", (stamp, backup_id, volume)
+    )
 
 
 def adopt(cursor: Cursor, *, backup_id: int, lease_token: int) -> None:
@@ -263,13 +259,33 @@ def set_cleaned(cursor: Cursor, *, backup_id: int) -> None:
     )
 
 
-# --- rows to values -------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------------------
 
 
-def _row(cursor: Cursor) -> dict[str, Any]:
-    row = cursor.fetchone()
-    assert row is not None, "RETURNING gives a row"
-    return row
+def _decided(decision: ChainDecision) -> dict[str, Any]:
+    return {
+        "type": decision.type,
+        "reason": decision.reason,
+        "explanation": decision.explanation,
+        "chain_id": decision.chain_id,
+        "chain_position": decision.chain_position,
+        "parent_id": decision.parent_id,
+        "checkpoint": decision.checkpoint,
+        "vm_state": decision.vm_state,
+    }
+
+
+def _insert_volumes(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
+    for ordinal, plan in enumerate(decision.volumes):
+        cursor.execute(
+            """
+            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
+                                       reason, backing)
+            VALUES (%(backup_id)s, %(ordinal)s, %(name)s, %(source)s, %(target)s, %(format)s, %(file)s,
+                    %(virtual_size)s, %(type)s, %(reason)s, %(backing)s)
+            """,
+            {**asdict(plan), "backup_id": backup_id, "ordinal": ordinal},
+        )
 
 
 def _require_change(cursor: Cursor, *, backup_id: int) -> None:
@@ -279,55 +295,7 @@ def _require_change(cursor: Cursor, *, backup_id: int) -> None:
 
 
 def _one(cursor: Cursor, *, named: object) -> Backup:
-    found = _with_volumes(cursor, cursor.fetchall())
+    found = with_volumes(cursor, cursor.fetchall())
     if not found:
         raise BackupNotFound(backup=named)
     return found[0]
-
-
-def _with_volumes(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> list[Backup]:
-    cursor.execute(
-        "SELECT * FROM backup_volume WHERE backup_id = ANY(%s) ORDER BY backup_id, ordinal",
-        ([row["backup_id"] for row in rows],),
-    )
-    volumes: dict[int, list[BackupVolume]] = {}
-    for row in cursor.fetchall():
-        volumes.setdefault(row["backup_id"], []).append(_volume(row))
-    return [_backup(row, volumes=tuple(volumes.get(row["backup_id"], ()))) for row in rows]
-
-
-def _volume(row: Mapping[str, Any]) -> BackupVolume:
-    return BackupVolume(
-        **{
-            **{key: value for key, value in row.items() if key not in ("backup_id", "ordinal")},
-            "type": BackupType(row["type"]),
-            "reason": VolumeReason(row["reason"]),
-        }
-    )
-
-
-def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Backup:
-    return Backup(
-        backup_id=row["backup_id"],
-        external_id=row["external_id"],
-        vm=row["vm"],
-        vm_uuid=str(row["vm_uuid"]),
-        host=row["host"],
-        repository=row["repository"],
-        type=BackupType(row["type"]),
-        status=BackupStatus(row["status"]),
-        reason=Reason(row["reason"]),
-        explanation=row["explanation"],
-        consistency=Consistency(row["consistency"]) if row["consistency"] else None,
-        chain_id=str(row["chain_id"]) if row["chain_id"] else None,
-        chain_position=row["chain_position"],
-        parent_id=row["parent_id"],
-        parent=row["parent"],
-        checkpoint=row["checkpoint"],
-        created_at=row["created_at"],
-        recorded_at=row["recorded_at"],
-        size=row["size"],
-        error=row["error"],
-        run_id=row["run_id"],
-        volumes=volumes,
-    )

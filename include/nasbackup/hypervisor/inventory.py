@@ -6,7 +6,7 @@ import libvirt
 
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
-from nasbackup.model import SkippedDisk, Vm, VmState, Volume
+from nasbackup.model import Consistency, SkippedDisk, Snapshot, Vm, VmState, Volume
 
 _STOPPED = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
 
@@ -32,6 +32,13 @@ def state_of(domain: libvirt.virDomain) -> VmState:
     return VmState.PAUSED if state == libvirt.VIR_DOMAIN_PAUSED else VmState.RUNNING
 
 
+def consistency_of_stopped(domain: libvirt.virDomain) -> Consistency:
+    """A guest that was shut down has closed its file systems; one that was destroyed or crashed has not."""
+    state, reason = domain.state()
+    clean = state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
+    return Consistency.FILESYSTEM if clean else Consistency.CRASH
+
+
 def all_targets(domain: libvirt.virDomain) -> list[str]:
     """Targets of every disk of the domain, also of those that no backup takes (libvirt wants each one named)."""
     return [disk.target for disk in xml.parse_disks(domain.XMLDesc())]
@@ -53,6 +60,7 @@ def _inspect(domain: libvirt.virDomain) -> Vm:
                 format=disk.format,
                 virtual_size=capacity,
                 allocated=allocation,
+                encrypted=disk.encrypted,
             )
         )
     return Vm(
@@ -61,7 +69,15 @@ def _inspect(domain: libvirt.virDomain) -> Vm:
         state=state_of(domain),
         volumes=tuple(volumes),
         skipped=tuple(skipped),
+        snapshot=_current_snapshot(domain),
     )
+
+
+def _current_snapshot(domain: libvirt.virDomain) -> Snapshot | None:
+    if not domain.hasCurrentSnapshot():
+        return None
+    snapshot = domain.snapshotCurrent()
+    return Snapshot(name=snapshot.getName(), taken_at=xml.parse_creation_time(snapshot.getXMLDesc()))
 
 
 def _why_not(disk: xml.DiskElement) -> str | None:

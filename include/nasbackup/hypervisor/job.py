@@ -20,7 +20,7 @@ from nasbackup.errors import ForeignJob, HostNotReady, HypervisorError, JobLost
 from nasbackup.hypervisor import checkpoints, inventory, xml
 from nasbackup.hypervisor.connection import Hypervisor
 from nasbackup.hypervisor.quiesce import frozen
-from nasbackup.model import BackupType, Consistency, Host, Quiesce, VmState, VolumePlan
+from nasbackup.model import Consistency, Host, Quiesce, VmState
 
 _END_TIMEOUT = 60.0  # seconds
 
@@ -56,10 +56,8 @@ def begin(
     hypervisor: Hypervisor,
     *,
     name: JobName,
-    volumes: Sequence[VolumePlan],
-    formats_with_bitmaps: frozenset[str],
+    disks: Sequence[xml.BackupDisk],
     checkpoint: str | None,
-    base_checkpoint: str | None,
     quiesce: Quiesce,
 ) -> Consistency:
     """Begin the job, or find it already begun by an earlier attempt.
@@ -78,15 +76,6 @@ def begin(
     end(hypervisor, name=name)
     if checkpoint is not None:
         checkpoints.drop(hypervisor, vm_uuid=name.vm_uuid, unneeded=[checkpoint])
-    disks = [
-        xml.BackupDisk(
-            target=volume.target,
-            scratch=name.scratch(volume.target),
-            incremental=base_checkpoint if volume.type is BackupType.INCREMENTAL else None,
-            has_bitmap=checkpoint is not None and volume.format in formats_with_bitmaps,
-        )
-        for volume in volumes
-    ]
     with hypervisor.doing(f"reading the disks of VM {vm}"):
         targets = inventory.all_targets(domain)
     job_xml = xml.backup_xml(socket=name.socket, disks=disks, all_targets=targets)

@@ -20,7 +20,7 @@ class DiskElement:
     type: str
     format: str
     readonly: bool
-    shareable: bool
+    encrypted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,7 @@ def parse_disks(domain_xml: str) -> list[DiskElement]:
         if target is None:
             continue
         kind = disk.get("type", "file")
-        attribute = {"file": "file", "block": "dev"}.get(kind)
-        path = source.get(attribute, "") if source is not None and attribute else ""
+        path = _source(kind, source) if source is not None else ""
         disks.append(
             DiskElement(
                 target=target.get("dev", ""),
@@ -50,10 +49,19 @@ def parse_disks(domain_xml: str) -> list[DiskElement]:
                 type=kind,
                 format=driver.get("type", "raw") if driver is not None else "raw",
                 readonly=disk.find("readonly") is not None,
-                shareable=disk.find("shareable") is not None,
+                encrypted=disk.find("encryption") is not None or disk.find("source/encryption") is not None,
             )
         )
     return disks
+
+
+def _source(kind: str, source: ET.Element) -> str:
+    if kind == "network":
+        host = source.find("host")
+        where = "" if host is None else host.get("socket") or f"{host.get('name', '')}:{host.get('port', '')}"
+        return f"{source.get('protocol')}://{where}/{source.get('name', '')}"
+    attribute = {"file": "file", "block": "dev"}.get(kind)
+    return source.get(attribute, "") if attribute else ""
 
 
 def backup_xml(*, socket: str, disks: Sequence[BackupDisk], all_targets: Sequence[str]) -> str:
@@ -91,6 +99,18 @@ def checkpoint_xml(*, name: str, disks: Sequence[BackupDisk], all_targets: Seque
     return ET.tostring(root, encoding="unicode")
 
 
+def redefine_xml(*, name: str, targets: Sequence[str], all_targets: Sequence[str]) -> str:
+    """A checkpoint whose bitmaps exist already: without the list of disks libvirt would take it to have none."""
+    root = ET.Element("domaincheckpoint")
+    ET.SubElement(root, "name").text = name
+    # libvirt insists on a time here and orders checkpoints by it; ours carry theirs in the name.
+    ET.SubElement(root, "creationTime").text = name.rpartition("-")[2]
+    element = ET.SubElement(root, "disks")
+    for target in all_targets:
+        ET.SubElement(element, "disk", name=target, checkpoint="bitmap" if target in targets else "no")
+    return ET.tostring(root, encoding="unicode")
+
+
 def export_bitmap(target: str) -> str:
     """The name under which the NBD server shows a disk's dirty bitmap (``qemu:dirty-bitmap:<name>``)."""
     return f"backup-{target}"
@@ -115,6 +135,11 @@ def parse_checkpoint_sources(checkpoint_xml: str) -> dict[str, str]:
     if domain is None:
         return {}
     return {disk.target: disk.source for disk in parse_disks(ET.tostring(domain, encoding="unicode"))}
+
+
+def parse_creation_time(snapshot_xml: str) -> int:
+    """When a snapshot was taken, in epoch seconds."""
+    return int(ET.fromstring(snapshot_xml).findtext("./creationTime", "0"))
 
 
 def parse_job_socket(backup_xml: str) -> str:

@@ -2,56 +2,78 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nasbackup.catalog import backups, leases
-from nasbackup.chain import FORMATS_WITH_BITMAPS
-from nasbackup.hypervisor import connect, inventory, job
-from nasbackup.model import Backup, BackupVolume, Quiesce, VolumePlan
+from nasbackup.chain import can_have_bitmap
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, offline
+from nasbackup.hypervisor.xml import BackupDisk
+from nasbackup.model import Backup, BackupType, BackupVolume, Consistency, Quiesce, VmState
 from nasbackup.nas import publish
-from nasbackup.steps.ticket import Site, Ticket
+from nasbackup.steps.decide import decide_again
+from nasbackup.steps.ticket import Site, Ticket, base_checkpoint
 
 
 def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
-    """Begin the one backup job with the new checkpoint in it; the NAS directory is made first.
+    """Begin the one backup job with the new checkpoint in it; of a stopped VM, begin to record in its images.
 
-    A second call finds the job of the first. Raises JobLost (the VM stopped meanwhile), ForeignJob,
-    GuestNotFrozen, HostNotReady, NasIo, LeaseLost; after an error there is no job and no new checkpoint.
+    A VM that was started or stopped since the decision is decided on anew. A second call finds what the first
+    began. Raises JobLost, ForeignJob, GuestNotFrozen, VmStarted, HostNotReady, NasIo, LeaseLost; after an error
+    there is no job and no new checkpoint.
     """
     backup = site.load(ticket)
-    base = None
-    if backup.parent_id is not None:
-        with site.database.transaction() as cursor:
-            base = backups.get(cursor, backup_id=backup.parent_id).checkpoint
     with connect(site.host) as hypervisor:
+        state = inventory.state_of(hypervisor.domain(name=backup.vm))
+        if state.has_qemu != backup.vm_state.has_qemu:
+            backup = decide_again(site, hypervisor, ticket=ticket, backup=backup)
         publish.prepare(
             site.repository,
             root=site.root(),
             external_id=backup.external_id,
             domain_xml=inventory.domain_definition(hypervisor, name=backup.vm),
         )
-        consistency = job.begin(
-            hypervisor,
-            name=site.job_name(backup),
-            volumes=[_plan(volume) for volume in backup.volumes],
-            formats_with_bitmaps=FORMATS_WITH_BITMAPS,
-            checkpoint=backup.checkpoint,
-            base_checkpoint=base,
-            quiesce=quiesce,
-        )
+        if backup.vm_state is VmState.STOPPED:
+            consistency = _begin_stopped(site, hypervisor, backup=backup)
+        else:
+            consistency = _begin_running(site, hypervisor, backup=backup, quiesce=quiesce)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.set_consistency(cursor, backup_id=backup.backup_id, consistency=consistency)
         return backups.get(cursor, backup_id=backup.backup_id)
 
 
-def _plan(volume: BackupVolume) -> VolumePlan:
-    return VolumePlan(
-        name=volume.name,
-        source=volume.source,
-        target=volume.target,
-        format=volume.format,
-        file=volume.file,
-        virtual_size=volume.virtual_size,
-        type=volume.type,
-        reason=volume.reason,
-        backing=volume.backing,
-    )
+def _begin_running(site: Site, hypervisor: Hypervisor, *, backup: Backup, quiesce: Quiesce) -> Consistency:
+    name, base = site.job_name(backup), base_checkpoint(site, backup)
+    disks = [
+        BackupDisk(
+            target=volume.target,
+            scratch=name.scratch(volume.target),
+            incremental=base if volume.type is BackupType.INCREMENTAL else None,
+            has_bitmap=backup.checkpoint is not None and _can_have_bitmap(volume),
+        )
+        for volume in backup.volumes
+    ]
+    return job.begin(hypervisor, name=name, disks=disks, checkpoint=backup.checkpoint, quiesce=quiesce)
+
+
+def _begin_stopped(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> Consistency:
+    """Nothing writes to the images of a stopped VM: the point in time is now, for as long as it stays stopped."""
+    domain = hypervisor.domain(name=backup.vm)
+    recorded = [volume for volume in backup.volumes if _can_have_bitmap(volume)]
+    if backup.checkpoint is not None and recorded:
+        for volume in recorded:
+            offline.add_bitmap(Path(volume.source), name=backup.checkpoint, vm=backup.vm)
+        checkpoints.define(
+            hypervisor, domain=domain, name=backup.checkpoint, targets=[volume.target for volume in recorded]
+        )
+    with site.database.transaction() as cursor:
+        for volume in backup.volumes:
+            stamp = offline.stamp(Path(volume.source))
+            backups.set_source_stamp(cursor, backup_id=backup.backup_id, volume=volume.name, stamp=stamp)
+    # Had it been started in between, the stamps would be those of its images in use.
+    offline.require_stopped(hypervisor, domain=domain)
+    return inventory.consistency_of_stopped(domain)
+
+
+def _can_have_bitmap(volume: BackupVolume) -> bool:
+    return can_have_bitmap(image_format=volume.format, source=volume.source)

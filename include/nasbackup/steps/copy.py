@@ -8,11 +8,10 @@ from pathlib import Path
 
 from nasbackup import layout
 from nasbackup.catalog import backups, leases
-from nasbackup.errors import ReadFailed
-from nasbackup.hypervisor import connect, job
-from nasbackup.hypervisor.xml import export_bitmap
-from nasbackup.model import Backup, BackupType, BackupVolume
+from nasbackup.errors import TransferError
+from nasbackup.model import Backup, BackupVolume
 from nasbackup.nas.repository import doing
+from nasbackup.steps.source import source_of
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 from nasbackup.transfer.copy import copy_layer
 from nasbackup.transfer.pump import Progress
@@ -31,9 +30,8 @@ def copy(
     """
     backup = site.load(ticket)
     plan = volume_of(backup, name=volume)
-    job_name = site.job_name(backup)
-    with connect(site.host) as hypervisor:
-        job.require(hypervisor, name=job_name)
+    source = source_of(site, backup=backup, volume=plan)
+    source.require()
     attempt = uuid.uuid4().hex[:12]
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
@@ -44,24 +42,25 @@ def copy(
 
     def follow(progress: Progress) -> None:
         site.renew(ticket)
+        source.require()
         if on_progress:
             on_progress(progress)
 
-    incremental = plan.type is BackupType.INCREMENTAL
     try:
-        done = copy_layer(
-            source_uri=job_name.nbd_uri(plan.target),
-            target=partial / layout.attempt_file(file=plan.file, attempt=attempt),
-            backing=plan.backing,
-            virtual_size=plan.virtual_size,
-            dirty_bitmap=export_bitmap(plan.target) if incremental else None,
-            on_progress=follow,
-            progress_every=PROGRESS_SECONDS,
-        )
-    except ReadFailed:
-        with connect(site.host) as hypervisor:
-            job.require(hypervisor, name=job_name)  # a lost job says more than a broken connection
+        with source.serve() as (uri, bitmap):
+            done = copy_layer(
+                source_uri=uri,
+                target=partial / layout.attempt_file(file=plan.file, attempt=attempt),
+                backing=plan.backing,
+                virtual_size=plan.virtual_size,
+                dirty_bitmap=bitmap,
+                on_progress=follow,
+                progress_every=PROGRESS_SECONDS,
+            )
+    except TransferError:
+        source.require()  # a VM that stopped or started says more than a broken connection
         raise
+    source.require()
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.set_copied(

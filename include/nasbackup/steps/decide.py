@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from nasbackup import chain, layout
-from nasbackup.catalog import backups, leases, vms
-from nasbackup.errors import NothingToBackUp, UnknownVolume
-from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory
-from nasbackup.model import Backup, BackupStatus, Lease, Vm
+from nasbackup.catalog import Cursor, backups, leases, vms
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect
+from nasbackup.model import Backup, BackupStatus, Lease, Mode, Quiesce, Vm
 from nasbackup.settings import Settings
 from nasbackup.steps.discard import discard
+from nasbackup.steps.observe import chain_state, observe_vm
 from nasbackup.steps.ticket import BackupRequest, Site, Ticket
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def decide_chain(
     VmBusy (another run holds the lease), NotARepository, HostUnreachable.
     """
     with connect(site.host) as hypervisor:
-        vm = without_excluded(inventory.inspect(hypervisor, name=request.vm), excluded=request.exclude_volumes)
+        vm = observe_vm(hypervisor, request=request)
         site.root()
         with site.database.transaction() as cursor:
             vms.register(cursor, uuid=vm.uuid, name=vm.name, host=site.host.name)
@@ -53,30 +53,20 @@ def decide_chain(
     return _ticket(backup, lease=lease), backup
 
 
-def without_excluded(vm: Vm, *, excluded: Sequence[str]) -> Vm:
-    """The VM without the volumes that the operator excludes by name, target or source path.
-
-    Raises UnknownVolume for a name that fits nothing, NothingToBackUp when no volume is left, or when a disk
-    that cannot be backed up is not excluded: a backup that silently lacks a disk is none.
-    """
-    names = layout.volume_names(vm.volumes)
-    known = {
-        word: volume.source for volume in vm.volumes for word in (names[volume.source], volume.target, volume.source)
-    }
-    unsupported = {disk.target: disk for disk in vm.skipped if disk.unsupported}
-    for word in excluded:
-        if word not in known and word not in unsupported:
-            raise UnknownVolume(vm=vm.name, volume=word, known=", ".join(sorted(names.values())) or "none")
-    left_over = [disk for target, disk in unsupported.items() if target not in excluded]
-    if left_over:
-        raise NothingToBackUp(
-            vm=vm.name, why="; ".join(f"{disk.target}: {disk.why} (name it in exclude_volumes)" for disk in left_over)
-        )
-    dropped = {known[word] for word in excluded if word in known}
-    volumes = tuple(volume for volume in vm.volumes if volume.source not in dropped)
-    if not volumes:
-        raise NothingToBackUp(vm=vm.name, why="every volume is excluded" if dropped else "it has no disk")
-    return replace(vm, volumes=volumes)
+def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: Backup) -> Backup:
+    """Make the decision anew, before anything was begun: the VM was started or stopped since."""
+    request, settings = _from_document(backup)
+    vm = observe_vm(hypervisor, request=request)
+    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
+    decision = chain.decide_chain(
+        state, new_checkpoint=layout.checkpoint_name(when=backup.created_at), new_chain_id=str(uuid.uuid4())
+    )
+    with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+        backups.replan(cursor, backup_id=backup.backup_id, decision=decision)
+        again = backups.get(cursor, backup_id=backup.backup_id)
+    log.info("The VM is %s now, not %s; decided anew: %s", vm.state, backup.vm_state, again.explanation)
+    return again
 
 
 def _resume(site: Site, hypervisor: Hypervisor, *, lease: Lease, run_id: str) -> Backup | None:
@@ -109,25 +99,11 @@ def _announce(
     run_id: str,
     now: datetime,
 ) -> Backup:
-    repository = site.repository.name
+    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
+    existing = checkpoints.names(hypervisor.domain(name=vm.name))
     with site.database.transaction() as cursor:
-        active = vms.active_checkpoint(cursor, vm_uuid=vm.uuid, repository=repository)
-        latest = backups.latest_recorded(cursor, vm_uuid=vm.uuid, repository=repository)
-        taken = vms.checkpoints_ever_made(cursor, vm_uuid=vm.uuid)
-    usable = (
-        checkpoints.usable_bitmaps(hypervisor, vm=vm.name, checkpoint=active) if active and vm.state.has_qemu else {}
-    )
-    state = chain.ChainState(
-        vm=vm, mode=request.mode, settings=settings, active_checkpoint=active, latest=latest, usable_bitmaps=usable
-    )
-    # Names have seconds, backups may be closer together: the next free second is taken.
-    when = now.replace(microsecond=0)
-    taken |= checkpoints.names(hypervisor.domain(name=vm.name))
-    with site.database.transaction() as cursor:
-        while layout.checkpoint_name(when=when) in taken or backups.has_external_id(
-            cursor, repository=repository, external_id=layout.external_id(vm=vm.name, when=when)
-        ):
-            when += timedelta(seconds=1)
+        taken = existing | vms.checkpoints_ever_made(cursor, vm_uuid=vm.uuid)
+        when = _free_second(cursor, now=now, vm=vm, repository=site.repository.name, taken=taken)
         decision = chain.decide_chain(
             state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
         )
@@ -138,12 +114,39 @@ def _announce(
             external_id=layout.external_id(vm=vm.name, when=when),
             vm_uuid=vm.uuid,
             host=site.host.name,
-            repository=repository,
+            repository=site.repository.name,
+            request=_as_document(request, settings=settings),
             run_id=run_id,
             lease_token=lease.token,
             created_at=when,
         )
         return backups.get(cursor, backup_id=backup_id)
+
+
+def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, repository: str, taken: frozenset[str]) -> datetime:
+    """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
+    when = now.replace(microsecond=0)
+    while layout.checkpoint_name(when=when) in taken or backups.has_external_id(
+        cursor, repository=repository, external_id=layout.external_id(vm=vm.name, when=when)
+    ):
+        when += timedelta(seconds=1)
+    return when
+
+
+def _as_document(request: BackupRequest, *, settings: Settings) -> dict[str, Any]:
+    return {"request": asdict(request), "settings": asdict(settings)}
+
+
+def _from_document(backup: Backup) -> tuple[BackupRequest, Settings]:
+    asked = dict(backup.request["request"])
+    request = BackupRequest(
+        vm=asked["vm"],
+        mode=Mode(asked["mode"]),
+        quiesce=Quiesce(asked["quiesce"]),
+        exclude_volumes=tuple(asked["exclude_volumes"]),
+        allow_encrypted=asked["allow_encrypted"],
+    )
+    return request, Settings(**backup.request["settings"])
 
 
 def _ticket(backup: Backup, *, lease: Lease) -> Ticket:

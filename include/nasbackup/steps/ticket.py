@@ -21,6 +21,8 @@ class BackupRequest:
     mode: Mode = Mode.AUTO
     quiesce: Quiesce = Quiesce.OFF
     exclude_volumes: tuple[str, ...] = ()
+    allow_encrypted: bool = False
+    """Back up encrypted volumes too, although what goes to the NAS is their plain content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,14 @@ class Site:
 
     def job_name(self, backup: Backup) -> JobName:
         return JobName(host=self.host, vm_uuid=backup.vm_uuid, stamp=backup.directory)
+
+
+def base_checkpoint(site: Site, backup: Backup) -> str | None:
+    """The checkpoint whose bitmaps say what changed since the parent; None for a full."""
+    if backup.parent_id is None:
+        return None
+    with site.database.transaction() as cursor:
+        return backups.get(cursor, backup_id=backup.parent_id).checkpoint
 
 
 def partial_path(root: Path, *, backup: Backup) -> Path:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 from nasbackup.errors import ToolFailed
+from nasbackup.tools import bound_to_parent, node, shortened, tool_environment
 from nasbackup.transfer.pump import Progress
 from nasbackup.transfer.qcow2_target import claim, sync_file, tool_error
 from nasbackup.transfer.readback import image_info
-from nasbackup.transfer.tools import bound_to_parent, node, shortened, tool_environment
 
 _COROUTINES = 16  # requests in flight, the most that qemu-img allows
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Self
 
 from nasbackup.errors import NasBackupError, TargetExists, TargetFull, ToolFailed, WriteFailed
+from nasbackup.tools import NO_SPACE, QUOTA, node, run_tool
 from nasbackup.transfer.extents import CLUSTER, Piece, cluster_runs
 from nasbackup.transfer.nbd_connection import Interrupt, NbdConnection, NbdError
 from nasbackup.transfer.qemu_nbd import QemuNbd
-from nasbackup.transfer.tools import NO_SPACE, QUOTA, node, run_tool
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 

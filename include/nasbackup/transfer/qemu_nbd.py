@@ -15,8 +15,8 @@ from typing import Self
 from urllib.parse import quote
 
 from nasbackup.errors import ToolFailed
+from nasbackup.tools import bound_to_parent, shortened, tool_environment
 from nasbackup.transfer.nbd_connection import Interrupt
-from nasbackup.transfer.tools import bound_to_parent, shortened, tool_environment
 
 _READY_SECONDS = 120.0  # opening an image reads its metadata from a NAS that may be slow
 _END_SECONDS = 300.0  # a clean end writes back what is cached
@@ -34,14 +34,19 @@ class QemuNbd:
     the thread that started it, which is what ends it when this process is killed by SIGKILL.
     """
 
-    def __init__(self, image: str, *, clients: int, read_only: bool, allocation_depth: bool = False) -> None:
-        """``image``: a ``json:`` node (see ``tools.node``). ``clients``: how many may be connected at a time."""
+    def __init__(
+        self, image: str, *, clients: int, read_only: bool, allocation_depth: bool = False, bitmap: str | None = None
+    ) -> None:
+        """``image``: a ``json:`` node (see ``tools.node``). ``clients``: how many may be connected at a time.
+        ``bitmap``: a dirty bitmap in the image that is served with it.
+        """
         self._image = image
         self._options = [
             "--persistent",  # the end is ours to decide, not that of the last connection
             f"--shared={clients}",
             *(["--read-only"] if read_only else []),
             *(["--allocation-depth"] if allocation_depth else []),
+            *([f"--bitmap={bitmap}"] if bitmap else []),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 

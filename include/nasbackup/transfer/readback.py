@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup.errors import ReadFailed, ToolFailed, VerifyFailed
+from nasbackup.tools import node, run_tool, shortened
 from nasbackup.transfer.nbd_source import ALLOCATION_DEPTH, Export
 from nasbackup.transfer.pump import LayerSummary, Progress, Pump
 from nasbackup.transfer.qcow2_target import layer_node
 from nasbackup.transfer.qemu_nbd import QemuNbd
-from nasbackup.transfer.tools import node, run_tool, shortened
 
 _CHECK_UNREADABLE, _CHECK_CORRUPT, _CHECK_LEAKS = 1, 2, 3  # exit codes of `qemu-img check`
 

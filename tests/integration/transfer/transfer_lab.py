@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nasbackup.tools import node
 from nasbackup.transfer.copy import copy_layer
 from nasbackup.transfer.extents import CLUSTER
 from nasbackup.transfer.pump import LayerSummary
-from nasbackup.transfer.tools import node
 
 KIB = 1024
 MIB = 1024 * KIB

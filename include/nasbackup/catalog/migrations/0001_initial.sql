@@ -48,6 +48,8 @@ CREATE TABLE backup (
     parent_id       bigint REFERENCES backup,
     checkpoint      text,
     host            text NOT NULL,
+    vm_state        text NOT NULL CHECK (vm_state IN ('running', 'paused', 'stopped')),
+    request         jsonb NOT NULL,                -- what was asked for, in case the decision has to be made again
     run_id          text NOT NULL,
     lease_token     bigint NOT NULL,
     created_at      timestamptz NOT NULL,
@@ -79,6 +81,7 @@ CREATE TABLE backup_volume (
     type            text NOT NULL CHECK (type IN ('FULL', 'INCREMENTAL')),
     reason          text NOT NULL,
     backing         text,                          -- relative reference to the parent's file
+    source_stamp    text,                          -- stopped VM: tells whether the image was touched since
     attempt         text,                          -- the only attempt that may be published
     bytes_read      bigint,
     bytes_written   bigint,

@@ -49,15 +49,19 @@ def shortened(stderr: str) -> str:
     return stderr.strip()[-_STDERR_KEPT:]
 
 
-def node(path: Path, driver: str, **options: Any) -> str:
+def node(path: Path, driver: str, *, locking: bool = True, **options: Any) -> str:
     """An image as QEMU's tools take it: a ``json:`` name that states driver and file.
 
     Nothing is probed (a guest decides what its disk's first bytes look like), and ``:``, ``,``, ``-`` or a line
-    break in a file name are just characters. Raises ValueError for a name that isn't UTF-8: QEMU's JSON is.
+    break in a file name are just characters. ``locking`` False: take none of QEMU's image locks. Raises ValueError
+    for a name that isn't UTF-8: QEMU's JSON is.
     """
     name = str(path.absolute())
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"file name is not UTF-8: {path!r}") from None
-    return "json:" + json.dumps({"driver": driver, "file": {"driver": "file", "filename": name}, **options})
+    file = {"driver": "host_device" if path.is_block_device() else "file", "filename": name}
+    if not locking:
+        file["locking"] = "off"
+    return "json:" + json.dumps({"driver": driver, "file": file, **options})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from nasbackup.errors import ToolFailed
-from nasbackup.transfer.tools import node, run_tool
+from nasbackup.tools import node, run_tool
 
 
 def test_a_node_states_driver_and_absolute_file() -> None:
