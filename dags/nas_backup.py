@@ -13,6 +13,7 @@ decide_chain ─▶ checkpoint ─▶ copy[volume] ─▶ verify[volume] ─▶ 
 * **record** publishes the backup: from then on it exists, complete.
 * **end_job** leaves the guest without a job, and undoes a backup that did not get to the end. The chain's old base
   stands until the new backup is recorded: after a failed run the next one is incremental again.
+* **try_again** triggers one more run when the VM was started or stopped in the midst of this one; else it is skipped.
 
 Settings are Variables: `nas.backup.incremental.enabled` (true), `nas.backup.full.every` (10); `<key>.<zone>` overrides
 them in one zone.
@@ -26,6 +27,7 @@ from typing import Any
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.forms import backup_params
 from nasbackup.airflow.retries import retry_policy
+from nasbackup.airflow.try_again import TryAgainOperator
 from nasbackup.fleet import load
 
 VOLUME_LABEL = "{{ volume_label }}"
@@ -102,7 +104,9 @@ def nas_backup() -> None:
     verified >> recorded
     # Not on_failure_fail_dagrun: it would make end_job the leaf that decides the run's state in place of record,
     # and a run whose copy failed would be green.
-    recorded >> end_job(decided).as_teardown(setups=decided)
+    ended = end_job(decided).as_teardown(setups=decided)
+    recorded >> ended
+    TryAgainOperator(task_id="try_again", ending=ended)
 
 
 nas_backup()

@@ -172,19 +172,7 @@ def _volume_reason(volume: Volume, *, on: BackupVolume | None, state: ChainState
         return VolumeReason.RESIZED
     if not state.usable_bitmaps.get(volume.source, False):
         return VolumeReason.BITMAP_UNUSABLE
-    if _may_have_been_reverted(state):
-        return VolumeReason.SNAPSHOT_OLDER
     return VolumeReason.INCREMENTAL
-
-
-def _may_have_been_reverted(state: ChainState) -> bool:
-    """After a revert to a snapshot older than the bitmap, what changed between the two is not in the bitmap.
-
-    libvirt does not tell a revert from a snapshot that was only taken, so the doubt is enough. A revert to a newer
-    snapshot is harmless: what it takes back was written since the bitmap began, and is in it.
-    """
-    snapshot, checkpoint = state.vm.snapshot, state.active_checkpoint
-    return snapshot is not None and checkpoint is not None and snapshot.taken_at <= layout.checkpoint_epoch(checkpoint)
 
 
 def _exceptions(plans: Sequence[VolumePlan]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os.path
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -53,17 +54,25 @@ def checkpoint_name(*, when: datetime) -> str:
     return f"backup-{int(when.timestamp())}"
 
 
-def checkpoint_epoch(name: str) -> int:
-    """When the checkpoint was made, in epoch seconds; 0 for a name that is not ours."""
-    digits = name.rpartition("-")[2]
-    return int(digits) if digits.isascii() and digits.isdecimal() else 0
-
-
 def partial_directory(external_id: str) -> str:
     """Where the backup is made, relative to the repository root: beside its final place, so that the relative
     references between layers hold before and after the rename."""
     instance, directory = external_id.split("/")
     return f"{instance}/{PARTIAL_PREFIX}{directory}"
+
+
+def external_id_of_partial(directory: str) -> str:
+    """The backup that a partial directory (relative to the root) belongs to."""
+    instance, name = directory.split("/")
+    return f"{instance}/{name.removeprefix(PARTIAL_PREFIX)}"
+
+
+def is_partial(name: str) -> bool:
+    return name.startswith(PARTIAL_PREFIX) and is_backup_directory(name.removeprefix(PARTIAL_PREFIX))
+
+
+def is_backup_directory(name: str) -> bool:
+    return re.fullmatch(r"\d{4}(\.\d{2}){5}", name, re.ASCII) is not None
 
 
 def attempt_file(*, file: str, attempt: str) -> str:

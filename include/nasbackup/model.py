@@ -66,7 +66,6 @@ class VolumeReason(StrEnum):
     RESIZED = "resized"
     BITMAP_UNUSABLE = "bitmap_unusable"
     NO_BITMAP_POSSIBLE = "no_bitmap_possible"  # raw, or over the network: full every time
-    SNAPSHOT_OLDER = "snapshot_older"  # the VM may have been reverted to a snapshot older than the bitmap
 
 
 class Quiesce(StrEnum):
@@ -139,14 +138,6 @@ class SkippedDisk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """The domain's current snapshot: the one that was taken, or reverted to, last. ``taken_at`` in epoch seconds."""
-
-    name: str
-    taken_at: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Vm:
     """A libvirt domain as the inventory sees it."""
 
@@ -155,7 +146,6 @@ class Vm:
     state: VmState
     volumes: tuple[Volume, ...]
     skipped: tuple[SkippedDisk, ...] = ()
-    snapshot: Snapshot | None = None
 
 
 # --- decisions ------------------------------------------------------------------------------------------------

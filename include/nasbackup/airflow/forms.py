@@ -121,6 +121,19 @@ def restore_params() -> dict[str, Param]:
     }
 
 
+def reconcile_params() -> dict[str, Param]:
+    """The form of ``nas_reconcile``."""
+    return {
+        "dry_run": Param(
+            None,
+            type=["null", "boolean"],
+            enum=[None, True, False],
+            title="Dry run",
+            description="Only list what would be done. Empty: a manual run lists, a scheduled run acts.",
+        ),
+    }
+
+
 def require_known_keys(conf: Mapping[str, Any] | None, *, form: Mapping[str, Param]) -> None:
     """Raises UnknownParam for a key of the run's conf that the form does not have.
 

@@ -67,11 +67,16 @@ def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup 
 
 def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
     """Backups of this VM that are being made or were left by a run that died, and failed ones not cleaned up yet."""
-    cursor.execute(
-        _SELECT + " WHERE vm.uuid = %s AND (b.status = 'BackingUp' OR (b.status = 'Failed' AND b.cleaned_at IS NULL))"
-        " ORDER BY b.backup_id",
+    return select_where(
+        cursor,
+        "vm.uuid = %s AND (b.status = 'BackingUp' OR (b.status = 'Failed' AND b.cleaned_at IS NULL))",
         (vm_uuid,),
     )
+
+
+def select_where(cursor: Cursor, condition: str, values: Sequence[Any]) -> list[Backup]:
+    """Backups that meet a condition of this package's own making, in the order they were begun."""
+    cursor.execute(f"{_SELECT} WHERE {condition} ORDER BY b.backup_id", values)
     return with_volumes(cursor, cursor.fetchall())
 
 

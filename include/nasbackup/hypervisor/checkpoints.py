@@ -23,6 +23,13 @@ def names(domain: libvirt.virDomain) -> frozenset[str]:
     return frozenset(checkpoint.getName() for checkpoint in domain.listAllCheckpoints())
 
 
+def present(hypervisor: Hypervisor, *, domain: libvirt.virDomain) -> frozenset[str]:
+    """Names of all checkpoints that libvirt knows, and of all bitmaps that are stored in the VM's images."""
+    with hypervisor.doing(f"reading checkpoints of VM {domain.name()}"):
+        stored = [offline.bitmaps(Path(source)) for source in _qcow2_sources(domain).values()]
+        return names(domain).union(*stored)
+
+
 def define(hypervisor: Hypervisor, *, domain: libvirt.virDomain, name: str, targets: Collection[str]) -> None:
     """Tell libvirt of bitmaps of this name that these disks have already."""
     with hypervisor.doing(f"redefining checkpoint {name} of VM {domain.name()}"):

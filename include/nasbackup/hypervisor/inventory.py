@@ -6,7 +6,7 @@ import libvirt
 
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
-from nasbackup.model import Consistency, SkippedDisk, Snapshot, Vm, VmState, Volume
+from nasbackup.model import Consistency, SkippedDisk, Vm, VmState, Volume
 
 _STOPPED = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
 
@@ -47,7 +47,7 @@ def all_targets(domain: libvirt.virDomain) -> list[str]:
 def _inspect(domain: libvirt.virDomain) -> Vm:
     volumes, skipped = [], []
     for disk in xml.parse_disks(domain.XMLDesc()):
-        why = _why_not(disk)
+        why = _why_not(disk, running=bool(domain.isActive()))
         if why is not None:
             unsupported = disk.device == "disk" and not disk.readonly
             skipped.append(SkippedDisk(target=disk.target, source=disk.source, why=why, unsupported=unsupported))
@@ -69,22 +69,16 @@ def _inspect(domain: libvirt.virDomain) -> Vm:
         state=state_of(domain),
         volumes=tuple(volumes),
         skipped=tuple(skipped),
-        snapshot=_current_snapshot(domain),
     )
 
 
-def _current_snapshot(domain: libvirt.virDomain) -> Snapshot | None:
-    if not domain.hasCurrentSnapshot():
-        return None
-    snapshot = domain.snapshotCurrent()
-    return Snapshot(name=snapshot.getName(), taken_at=xml.parse_creation_time(snapshot.getXMLDesc()))
-
-
-def _why_not(disk: xml.DiskElement) -> str | None:
+def _why_not(disk: xml.DiskElement, *, running: bool) -> str | None:
     if disk.device != "disk":
         return f"a {disk.device} is not backed up"
     if disk.readonly:
         return "a read-only disk is not backed up"
+    if disk.type == "network" and not running:
+        return "a network disk can be read only while the VM runs; start it"
     if not disk.source:
         return f"disks of type {disk.type} cannot be backed up yet"
     return None

@@ -21,8 +21,11 @@ _UNUSABLE = frozenset({"in-use"})
 
 def bitmaps(image: Path) -> dict[str, bool]:
     """Name -> whether it is consistent, for the bitmaps that are stored in a qcow2 image. Opens it read-only, without
-    locks: of an image that a running QEMU uses it shows what was stored when QEMU started, as in use.
+    locks: of an image that a running QEMU uses it shows what was stored when QEMU started, as in use. Empty where the
+    image cannot be seen from here (a worker in a container): all that running VMs need is asked of libvirt.
     """
+    if not image.exists():
+        return {}
     done = run_tool("qemu-img", "info", "-U", "--output=json", "--", node(image, "qcow2"))
     data = json.loads(done.stdout).get("format-specific", {}).get("data", {})
     return {bitmap["name"]: not (_UNUSABLE & set(bitmap["flags"])) for bitmap in data.get("bitmaps", [])}

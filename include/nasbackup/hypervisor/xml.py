@@ -137,11 +137,6 @@ def parse_checkpoint_sources(checkpoint_xml: str) -> dict[str, str]:
     return {disk.target: disk.source for disk in parse_disks(ET.tostring(domain, encoding="unicode"))}
 
 
-def parse_creation_time(snapshot_xml: str) -> int:
-    """When a snapshot was taken, in epoch seconds."""
-    return int(ET.fromstring(snapshot_xml).findtext("./creationTime", "0"))
-
-
 def parse_job_socket(backup_xml: str) -> str:
     """The Unix socket of a running backup job, which tells whose job it is."""
     server = ET.fromstring(backup_xml).find("./server")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nasbackup.catalog import backups, leases, vms
 from nasbackup.errors import LeaseLost
-from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
-from nasbackup.model import Backup, BackupStatus
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job
+from nasbackup.model import Backup, BackupStatus, VmState
 from nasbackup.steps.discard import discard, try_all
 from nasbackup.steps.ticket import Site, Ticket
 
@@ -21,6 +21,8 @@ class Ending:
     status: BackupStatus
     dropped_checkpoints: Sequence[str] = ()
     note: str = ""
+    try_again: bool = False
+    """The backup failed because the VM was started or stopped meanwhile: a new run has every chance."""
 
 
 def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -> Ending:
@@ -40,6 +42,7 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
                 note="the lease was given back or taken over before: nothing to do",
             )
     dropped: list[str] = []
+    vm_changed = False
     try:
         with connect(site.host) as hypervisor:
             if backup.status is BackupStatus.BACKED_UP:
@@ -48,6 +51,7 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
                     lambda: dropped.extend(drop_unneeded(site, hypervisor, backup=backup)),
                 )
             else:
+                vm_changed = _vm_changed(site, hypervisor, backup=backup)
                 discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
     finally:
         with site.database.transaction() as cursor:
@@ -57,7 +61,23 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
             leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
     with site.database.transaction() as cursor:
         status = backups.get(cursor, backup_id=ticket.backup_id).status
-    return Ending(external_id=backup.external_id, status=status, dropped_checkpoints=tuple(dropped))
+    return Ending(
+        external_id=backup.external_id,
+        status=status,
+        dropped_checkpoints=tuple(dropped),
+        try_again=status is BackupStatus.FAILED and vm_changed,
+    )
+
+
+def _vm_changed(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> bool:
+    """Whether the point in time was lost because the VM started, stopped or restarted."""
+    domain = hypervisor.domain_by_uuid(backup.vm_uuid)
+    if domain is None or backup.consistency is None:  # the point in time was never fixed
+        return False
+    if inventory.state_of(domain).has_qemu != backup.vm_state.has_qemu:
+        return True
+    running = backup.vm_state is not VmState.STOPPED
+    return running and job.running_job(hypervisor, vm_uuid=backup.vm_uuid) is None
 
 
 def drop_unneeded(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> list[str]:

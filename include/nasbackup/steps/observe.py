@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from nasbackup import layout
 from nasbackup.catalog import backups, vms
@@ -70,8 +71,8 @@ def _why_not(volume: Volume, *, vm: Vm, request: BackupRequest) -> str | None:
     stopped = vm.state is VmState.STOPPED
     if volume.encrypted and stopped:
         return "an encrypted volume can be read only while the VM runs; start it"
+    if stopped and not Path(volume.source).exists():
+        return f"{volume.source} cannot be seen from here, and a stopped VM is read straight from its images; start it"
     if volume.encrypted and not request.allow_encrypted:
         return "it is encrypted and its backup would be plain text on the NAS; set allow_encrypted to allow that"
-    if stopped and not volume.source.startswith("/"):
-        return "a network disk can be read only while the VM runs; start it"
     return None

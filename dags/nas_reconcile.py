@@ -1,0 +1,65 @@
+"""
+### What a crash left behind is found and taken away
+
+`find ─▶ carry_out[host and repository]`
+
+* **find** compares the catalog with every host and every repository: backups whose run died, jobs, checkpoints and
+  bitmaps, sockets, scratch files and directories that nothing needs. It fails as a whole when a host or a repository
+  cannot be seen: on a partial view nothing is done.
+* **carry_out** takes them away, VM by VM, under the VM's lease and after a second look. A VM that is being backed up is
+  left alone, and so is everything that the catalog did not make.
+
+A scheduled run acts; a manual run only lists, unless `dry_run` is set to false.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow.forms import reconcile_params
+from nasbackup.airflow.retries import retry_policy
+
+
+@dag(
+    dag_id="nas_reconcile",
+    dag_display_name="NAS reconcile",
+    description="Take away what crashes left on hosts and repositories",
+    doc_md=__doc__,
+    schedule="@hourly",
+    catchup=False,
+    max_active_runs=1,
+    params=reconcile_params(),
+    tags=["nas-backup"],
+    default_args={
+        "owner": "nas-backup",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=20),
+        "retry_policy": retry_policy(),
+    },
+)
+def nas_reconcile() -> None:
+    @task
+    def find() -> list[dict[str, Any]]:
+        """Compare; list what would be done."""
+        from nasbackup.airflow import reconcile_tasks
+
+        return reconcile_tasks.find(conf=get_current_context()["dag_run"].conf)
+
+    @task(map_index_template="{{ place }}")
+    def carry_out(found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Do it, unless this is a dry run."""
+        from nasbackup.airflow import reconcile_tasks
+
+        context = get_current_context()
+        context["place"] = f"{found['host']} {found['repository']}"
+        run, dry_run = context["dag_run"], context["params"]["dry_run"]
+        if dry_run is None:
+            dry_run = run.run_type == "manual"
+        return reconcile_tasks.carry_out(found=found, dry_run=dry_run, run_id=run.run_id)
+
+    carry_out.expand(found=find())
+
+
+nas_reconcile()

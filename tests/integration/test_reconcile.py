@@ -1,0 +1,109 @@
+"""nas_reconcile: what crashes left is found and taken away; what is at work, or foreign, is not touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from nasbackup import steps
+from nasbackup.errors import HostUnreachable, NotARepository
+from nasbackup.model import BackupStatus, BackupType, Quiesce
+from nasbackup.reconcile import act, observe, plan
+from nasbackup.reconcile.plan import Kind
+
+from tests.integration.story import Story
+
+
+def reconcile(story: Story) -> list[Kind]:
+    """One run; returns the kinds of what was done."""
+    outcomes = act(story.site, actions=plan(observe(story.site)).to_do, holder="nas_reconcile/test")
+    assert [outcome for outcome in outcomes if not outcome.done] == []
+    return [outcome.action.kind for outcome in outcomes]
+
+
+def expire_leases(story: Story) -> None:
+    with story.site.database.transaction() as cursor:
+        cursor.execute("UPDATE lease SET expires_at = now() - interval '1 second'")
+
+
+def test_a_tidy_world_needs_nothing(story: Story) -> None:
+    story.backup()
+    assert plan(observe(story.site)).actions == ()
+
+
+def test_a_dead_run_is_undone_once_its_lease_has_expired_and_the_chain_goes_on(story: Story) -> None:
+    story.backup()
+    story.machine.guest_io("vda", "write -P 0x11 0 1M")
+    ticket, dead = story.decide()
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    steps.copy(story.site, ticket=ticket, volume=dead.volumes[0].name)
+    assert plan(observe(story.site)).actions == (), "the lease is alive: the VM is at work"
+    expire_leases(story)
+    planned = plan(observe(story.site)).actions
+    assert [(action.kind, action.what) for action in planned] == [(Kind.UNDO_BACKUP, dead.external_id)]
+    assert story.load(dead.backup_id).status is BackupStatus.BACKING_UP, "planning changes nothing"
+    assert reconcile(story) == [Kind.UNDO_BACKUP]
+    story.assert_tidy()
+    assert story.backup().type is BackupType.INCREMENTAL
+    story.assert_everything_restores()
+
+
+def test_leftovers_without_a_backup_go_and_foreign_things_stay(story: Story) -> None:
+    recorded = story.backup()
+    host, root = story.site.host, Path(story.site.repository.path)
+    scratch = Path(host.scratch_dir) / f"{story.machine.uuid}-2001.01.01.00.00.00-vda.qcow2"
+    foreign_scratch = Path(host.scratch_dir) / f"someone-elses-{story.machine.name}"
+    foreign = [root / "notes.txt", root / "other-vm" / "2020.01.01.00.00.00" / "root.x.qcow2", root / "lost+found"]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    story.machine.domain.checkpointCreateXML("<domaincheckpoint><name>someones</name></domaincheckpoint>")
+    # A run that failed cleanly, and whose checkpoint somehow came back.
+    ticket, failed = story.decide()
+    steps.end_job(story.site, ticket=ticket)
+    story.machine.domain.checkpointCreateXML(f"<domaincheckpoint><name>{failed.checkpoint}</name></domaincheckpoint>")
+    partial = root / story.machine.name / f".partial-{failed.directory}"
+    partial.mkdir()
+    for path in (scratch, foreign_scratch):
+        path.write_bytes(b"x")
+
+    reports = [action for action in plan(observe(story.site)).actions if action.kind is Kind.REPORT]
+    assert [action.what for action in reports] == ["other-vm/2020.01.01.00.00.00"]
+    assert sorted(reconcile(story)) == [Kind.DROP_CHECKPOINT, Kind.REMOVE_DIRECTORY, Kind.REMOVE_FILE]
+    assert all(path.exists() for path in foreign)
+    assert foreign_scratch.exists()
+    foreign_scratch.unlink()
+    assert {c.getName() for c in story.machine.domain.listAllCheckpoints()} == {"someones", recorded.checkpoint}
+    story.machine.domain.checkpointLookupByName("someones").delete()
+    (root / "other-vm" / "2020.01.01.00.00.00" / "root.x.qcow2").unlink()
+    story.assert_tidy()
+    assert reconcile(story) == []
+
+
+def test_nothing_is_done_on_a_partial_view(story: Story) -> None:
+    story.backup()
+    ticket, _ = story.decide()
+    expire_leases(story)
+    away = replace(story.site, host=replace(story.site.host, uri="qemu+unix:///system?socket=/nowhere"))
+    with pytest.raises(HostUnreachable):
+        observe(away)
+    path = Path(story.site.repository.path)
+    path.rename(path.with_name("mounted"))
+    path.mkdir()
+    with pytest.raises(NotARepository):
+        observe(story.site)
+    path.rmdir()
+    path.with_name("mounted").rename(path)
+    assert story.load(ticket.backup_id).status is BackupStatus.BACKING_UP
+    assert reconcile(story) == [Kind.UNDO_BACKUP]
+    story.assert_tidy()
+
+
+def test_a_recorded_backup_that_is_not_on_the_nas_is_reported_not_forgotten(story: Story) -> None:
+    backup = story.backup()
+    directory = Path(story.site.repository.path) / backup.external_id
+    directory.rename(directory.parent.parent / "moved-away-by-hand")
+    (action,) = plan(observe(story.site)).actions
+    assert (action.kind, action.what) == (Kind.REPORT, backup.external_id)
+    assert story.load(backup.backup_id).status is BackupStatus.BACKED_UP
