@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     airflow.put_connection(connection_id="nas_test", conn_type="nas", extra={"type": "local", "path": str(nas)})
     airflow.wait_for_dag("nas_backup", containing="kvm_test")
     airflow.wait_for_dag("nas_restore")
+    airflow.wait_for_dag("nas_reconcile")
     return Plant(airflow=airflow, database=database, nas=nas)
 
 
@@ -116,3 +119,34 @@ def variable(plant: Plant) -> Iterator[Callable[[str, str], None]]:
     yield put
     for key in keys:
         plant.airflow.delete_variable(key=key)
+
+
+@contextmanager
+def stopped_copy(vm: str, *, file: str, timeout: float) -> Iterator[int]:
+    """Catch the qemu-nbd that writes this file of this VM, and hold the copy in its midst; yields the process's pid."""
+    pid = _wait_for_writer(vm, file=file, timeout=timeout)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _wait_for_writer(vm: str, *, file: str, timeout: float) -> int:
+    wanted = (b"qemu-nbd", f"/{vm}/.partial-".encode(), f"{file}.qcow2.attempt".encode())
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (directory / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if all(word in words for word in wanted):
+                os.kill(int(directory.name), signal.SIGSTOP)
+                return int(directory.name)
+        time.sleep(0.005)
+    raise AssertionError(f"no copy of {vm} {file} was seen within {timeout:g} s")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from nasbackup.model import BackupStatus, BackupType, Reason
 
 from lab.airflow import AirflowError
 from lab.vm import LabVm
-from tests.system.conftest import Plant
+from tests.system.conftest import Plant, parent_of, stopped_copy
 
 pytestmark = pytest.mark.system
 
@@ -123,8 +122,8 @@ def test_a_copy_killed_with_SIGKILL_is_retried_alone(plant: Plant, make_vm: Make
     machine.guest_io("vda", "write -P 0x41 0 300M")
     machine.guest_io("vdb", "write -P 0x42 0 8M")
     run = plant.backup(machine.name)
-    victim = stopped_copy(machine.name, file="root.vda", timeout=120)
-    os.kill(parent_of(victim), signal.SIGKILL)
+    with stopped_copy(machine.name, file="root.vda", timeout=120) as victim:
+        os.kill(parent_of(victim), signal.SIGKILL)
     backup = plant.recorded(run)
     tries = {task.title: task.try_number for task in plant.airflow.tasks("nas_backup", run)}
     assert tries["copy[vda]"] == 2
@@ -136,27 +135,3 @@ def test_a_copy_killed_with_SIGKILL_is_retried_alone(plant: Plant, make_vm: Make
     ]
     plant.assert_nothing_is_left(machine)
     plant.assert_restores_what_the_guest_has(machine, backup, work=tmp_path)
-
-
-def stopped_copy(vm: str, *, file: str, timeout: float) -> int:
-    """Wait for the qemu-nbd that writes this file of this VM, and stop it in mid-copy; returns its pid."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        for directory in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (directory / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if (
-                b"qemu-nbd" in words
-                and f"/{vm}/.partial-".encode() in words
-                and f"{file}.qcow2.attempt".encode() in words
-            ):
-                os.kill(int(directory.name), signal.SIGSTOP)
-                return int(directory.name)
-        time.sleep(0.005)
-    raise AssertionError(f"no copy of {vm} {file} was seen within {timeout:g} s")
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
