@@ -13,14 +13,16 @@ from nasbackup.model import Mode, Quiesce
 
 
 def backup_params(fleet: Fleet) -> dict[str, Param]:
-    """The form of ``nas_backup``: hosts and repositories are those of fleet.yaml."""
+    """The form of ``nas_backup``: hosts and repositories are those of fleet.yaml.
+
+    Params without a section are open when the form appears, sections are folded.
+    """
     return {
         "vm": Param(
             type="string",
             minLength=1,
             title="VM",
             description="Instance name of the libvirt domain, for example `i-2-1234-VM`.",
-            section="What",
         ),
         "host": Param(
             fleet.hosts[0],
@@ -28,22 +30,6 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             enum=fleet.hosts,
             title="Host",
             description="The KVM host that runs the VM (a Connection of type libvirt).",
-            section="What",
-        ),
-        "exclude_volumes": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="Exclude volumes",
-            description="One a line: volumes to leave out, by name, target (`vdb`) or source path.",
-            section="What",
-        ),
-        "allow_encrypted": Param(
-            False,
-            type="boolean",
-            title="Allow encrypted volumes",
-            description="Back up LUKS-encrypted volumes too. What goes to the NAS is their plain content.",
-            section="What",
         ),
         "repository": Param(
             None,
@@ -51,7 +37,6 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             enum=[None, *fleet.repositories],
             title="Repository",
             description="Where the backup goes (a Connection of type nas). Empty: the default of the host's zone.",
-            section="How",
         ),
         "mode": Param(
             Mode.AUTO.value,
@@ -63,7 +48,6 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             },
             title="Mode",
             description="What kind of backup. The result of `decide_chain` says what became of it, and why.",
-            section="How",
         ),
         "quiesce": Param(
             Quiesce.OFF.value,
@@ -76,7 +60,22 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             },
             title="Quiesce",
             description="Freeze the guest's file systems through its agent for the moment of the checkpoint.",
-            section="How",
+            section="More",
+        ),
+        "exclude_volumes": Param(
+            [],
+            type="array",
+            items={"type": "string", "minLength": 1},
+            title="Exclude volumes",
+            description="One a line: volumes to leave out, by name, target (`vdb`) or source path.",
+            section="More",
+        ),
+        "allow_encrypted": Param(
+            False,
+            type="boolean",
+            title="Allow encrypted volumes",
+            description="Back up LUKS-encrypted volumes too. What goes to the NAS is their plain content.",
+            section="More",
         ),
     }
 
@@ -89,7 +88,6 @@ def restore_params() -> dict[str, Param]:
             pattern="^[^/]+/[0-9]{4}([.][0-9]{2}){5}$",
             title="Backup",
             description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`.",
-            section="What",
         ),
         "volumes": Param(
             [],
@@ -97,7 +95,6 @@ def restore_params() -> dict[str, Param]:
             items={"type": "string", "minLength": 1},
             title="Volumes",
             description="One a line: names of the volumes to restore. Empty: all.",
-            section="What",
         ),
         "target": Param(
             "image",
@@ -106,18 +103,14 @@ def restore_params() -> dict[str, Param]:
             values_display={"image": "image: standalone image files"},
             title="Target",
             description="What the backup becomes.",
-            section="Where",
         ),
         "to": Param(
             type="string",
             minLength=1,
             title="Directory",
             description="Absolute path of the directory that gets the images; made when it does not exist.",
-            section="Where",
         ),
-        "format": Param(
-            "qcow2", type="string", enum=["qcow2", "raw"], title="Format", description="Of the images.", section="Where"
-        ),
+        "format": Param("qcow2", type="string", enum=["qcow2", "raw"], title="Format", description="Of the images."),
     }
 
 
