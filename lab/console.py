@@ -12,7 +12,7 @@ import secrets
 import select
 import time
 import tty
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 PING_INTERVAL = 0.3
 _WORD = re.compile(r"[\w.+-]+", re.ASCII)
@@ -85,6 +85,20 @@ class Console:
 
     def unmount(self, target: str) -> None:
         self.command("umount", target)
+
+    def agent(self, what: Literal["start", "stop", "hang", "slow", "resume"]) -> None:
+        """Has the guest start or kill its guest agent; stop it in its tracks (SIGSTOP) or make its freezes take three
+        seconds longer, until it may resume.
+        """
+        self.command("agent", what)
+
+    def is_frozen(self, target: str) -> bool:
+        """Whether a write to the file system has to wait. Asking takes half a second if it has."""
+        return self.command("frozen", target).text == "yes"
+
+    def tick(self, target: str) -> int:
+        """The counter of the guest's writer, which it writes to all disks all the time."""
+        return int(self.command("tick", target).text)
 
     def power_off(self) -> None:
         """Has the guest unmount its disks and power off; returns before it has."""

@@ -1,13 +1,13 @@
-"""Builds the lab's guest: the distribution's smallest kernel and an initramfs of busybox and ``guest_init.sh``.
+"""Builds the lab's guest: the distribution's smallest kernel, and an initramfs of busybox, QEMU's guest agent and
+``guest_init.sh``.
 
-The kernel comes out of the distribution's package, which is unpacked and never installed. Under software emulation
-the result boots in seconds.
+Kernel and agent come out of the distribution's packages, which are unpacked and never installed. Under software
+emulation the result boots in seconds.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gzip
 import hashlib
 import json
 import lzma
@@ -27,10 +27,13 @@ BUSYBOX = Path("/bin/busybox")
 
 # Debian's and Ubuntu's packages that depend on the current small kernel.
 META_PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual")
-REQUIRED_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+REQUIRED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
 # For the file system's checksums where they are a module, and for the ACPI power button.
 OPTIONAL_MODULES = ("crc32c_generic", "button", "evdev")
-TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "cpio", "zstd", BUSYBOX.name)
+AGENT_PACKAGE = "qemu-guest-agent"
+TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "ldd", "cpio", "zstd", BUSYBOX.name)
+
+_CODE = Path(__file__).read_bytes()  # as it runs here: a build must not be taken for that of a newer file
 
 
 class GuestBuildError(Exception):
@@ -61,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _recipe() -> str:
-    return hashlib.sha256(INIT.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    return hashlib.sha256(INIT.read_bytes() + _CODE).hexdigest()
 
 
 def _cached(cache: Path) -> Guest | None:
@@ -91,8 +94,10 @@ def _build(cache: Path) -> Guest:
             _download_and_unpack(package, into=tree)
         vmlinuz = next(tree.glob("boot/vmlinuz-*"))
         version = vmlinuz.name.removeprefix("vmlinuz-")
+        agent = Path(work) / "agent"
+        _download_and_unpack(AGENT_PACKAGE, into=agent)
         initrd = Path(work) / "initrd.img"
-        initrd.write_bytes(_initramfs(Path(work) / "root", modules=_modules(tree)))
+        initrd.write_bytes(_initramfs(Path(work) / "root", modules=_modules(tree), programs=_agent_files(agent)))
         new_stamp = Path(work) / "stamp.json"
         new_stamp.write_text(json.dumps({"kernel": version, "recipe": _recipe()}))
         # Without its stamp the pair counts for nothing, so it may be mixed for a moment.
@@ -178,14 +183,30 @@ def _decompressed(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _initramfs(root: Path, *, modules: dict[str, bytes]) -> bytes:
+def _agent_files(tree: Path) -> dict[str, Path]:
+    """The guest agent and the libraries it needs: path in the guest -> file here.
+
+    The libraries are this machine's: QEMU is built from the same source as its agent and depends on the same ones.
+    """
+    agent = next(tree.glob("usr/*bin/qemu-ga"))
+    needed = _run(["ldd", str(agent)]).decode()
+    if missing := re.findall(r"(\S+) => not found", needed):
+        raise GuestBuildError(f"QEMU's guest agent needs libraries that this machine lacks: {', '.join(missing)}")
+    # `name => /path (0x…)`, and the loader as `/path (0x…)`: all to be where they are here.
+    return {"bin/qemu-ga": agent} | {path[1:]: Path(path) for path in re.findall(r"(/\S+) \(0x", needed)}
+
+
+def _initramfs(root: Path, *, modules: dict[str, bytes], programs: dict[str, Path]) -> bytes:
     for directory in ("bin", "modules"):
         (root / directory).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
+    for name, file in programs.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / name)  # follows links: a library's name is the one it is asked for by
     shutil.copy(INIT, root / "init")
     (root / "init").chmod(0o755)
     for number, (name, content) in enumerate(modules.items()):
         (root / f"modules/{number:02}-{name}.ko").write_bytes(content)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-    archive = _run(["cpio", "--create", "--format=newc", "--owner=0:0", "--quiet"], cwd=root, given=names.encode())
-    return gzip.compress(archive)
+    # Not compressed: under emulation the guest would spend a second on unpacking, and copying costs next to nothing.
+    return _run(["cpio", "--create", "--format=newc", "--owner=0:0", "--quiet"], cwd=root, given=names.encode())

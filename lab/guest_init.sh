@@ -2,6 +2,7 @@
 # PID 1 of the lab's guest, all in one file. It
 #   - mounts every ext4 disk /dev/vd? at /data/vd?,
 #   - writes to them all the time, as a guest in use does (see `writer`),
+#   - runs QEMU's guest agent where the machine has a channel for it,
 #   - obeys commands on the serial console (see `commands`; the other end is lab/console.py),
 #   - powers off cleanly on the ACPI power button.
 # On each disk: keep/ holds what commands wrote, ring/ and log what the writer wrote, tick the writer's counter.
@@ -107,6 +108,44 @@ unmount() {
     return 1
 }
 
+# The port's name is in sysfs; the links in /dev/virtio-ports would be udev's work.
+agent_port() {
+    for port in /sys/class/virtio-ports/*; do
+        [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && echo "/dev/${port##*/}"
+    done 2>/dev/null
+}
+
+agent() {
+    pid=$(cat /run/agent.pid 2>/dev/null)
+    case $1 in
+    start)
+        port=$(agent_port)
+        [ -n "$port" ] || { echo "this machine has no channel for a guest agent"; return 1; }
+        # Its state (is anything frozen?) is in /run: a new agent knows what the one before it did.
+        qemu-ga -m virtio-serial -p "$port" -t /run -F/etc/freeze-hook </dev/null >/tmp/agent.log 2>&1 &
+        echo $! >/run/agent.pid
+        ;;
+    stop) kill -9 "$pid" && rm /run/agent.pid ;;
+    hang) kill -STOP "$pid" ;;
+    slow) : >/run/slow-freeze ;;
+    resume) rm -f /run/slow-freeze && kill -CONT "$pid" ;;
+    *) echo "agent start, stop, hang, slow or resume"; return 1 ;;
+    esac
+}
+
+# Is the file system frozen? A write to it shows: a frozen one makes it wait until the thaw, and nothing can end that
+# wait, not even SIGKILL. So the write is left behind in the background (and finds its end some time).
+is_frozen() {
+    [ -d "/data/$1/keep" ] || { echo "no file system at /data/$1"; return 1; }
+    done=/tmp/written-$token
+    { : >"/data/$1/probe-$token" && : >"$done"; rm -f "/data/$1/probe-$token"; } </dev/null >/dev/null 2>&1 &
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        [ -e "$done" ] && { rm "$done"; echo no; return 0; }
+        usleep 50000
+    done
+    echo yes
+}
+
 # One command a line: `#<token> <command> <arguments>`, answered by `#<token> ok|err <text>`, before which come any
 # number of `#<token> = <item>`. What stands before the last `#` is noise (half a line from before the boot).
 commands() {
@@ -123,6 +162,9 @@ commands() {
         sync) attempt sync ;;
         mount) attempt mount_soon "$@" ;;
         umount) attempt unmount "$@" ;;
+        agent) attempt agent "$@" ;;
+        frozen) attempt is_frozen "$@" ;;
+        tick) attempt cat "/data/$1/tick" ;;
         poweroff) reply ok; power_off ;;
         *) reply err "unknown command $command" ;;
         esac
@@ -149,6 +191,10 @@ start() {
     chmod +x /etc/acpi/PWRF/00000080
     acpid -l /dev/null
 
+    # What the agent runs before a freeze and after a thaw; a database would be flushed here.
+    printf '#!/bin/sh\n[ "$1" = freeze ] && [ -e /run/slow-freeze ] && sleep 3\nexit 0\n' >/etc/freeze-hook
+    chmod +x /etc/freeze-hook
+    agent start >/dev/null
     writer &
     echo $! >/run/writer.pid
     echo "READY $(uname -r)"

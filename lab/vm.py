@@ -221,7 +221,10 @@ def define_vm(connection: Any, *, name: str, volumes: Sequence[Volume], operatin
 
 
 def domain_xml(*, name: str, kind: Accelerator, disks: Mapping[str, Path], boot: Published | None) -> str:
-    """No network, no graphics, no USB (its controller wakes an idle emulator all the time), one serial console."""
+    """No network, no graphics, no USB (its controller wakes an idle emulator all the time), one serial console.
+
+    With an operating system there is also the channel on which libvirt speaks with the guest agent.
+    """
     memory = MEMORY_MIB if boot else MEMORY_MIB_WITHOUT_OS
     tcg = f"<tcg><tb-cache unit='MiB'>{TCG_CACHE_MIB}</tb-cache></tcg>" if kind == "qemu" else ""
     direct_boot = (
@@ -232,6 +235,7 @@ def domain_xml(*, name: str, kind: Accelerator, disks: Mapping[str, Path], boot:
         if boot
         else ""
     )
+    agent = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>" if boot else ""
     # The machine type `pc` takes hot-plugged disks without further ado; q35 would need ports set aside for them.
     return f"""
     <domain type='{kind}'>
@@ -249,6 +253,7 @@ def domain_xml(*, name: str, kind: Accelerator, disks: Mapping[str, Path], boot:
         <controller type='usb' model='none'/>
         <memballoon model='none'/>
         <serial type='pty'/>
+        {agent}
       </devices>
     </domain>
     """
@@ -324,6 +329,19 @@ class LabVm:
             self._console, self._console_of = Console(pty=_pty(domain)), domain.ID()
             self._console.wait_ready(timeout=timeout)
         return self._console
+
+    def wait_agent(self, *, connected: bool = True, timeout: float = 10) -> None:
+        """Until libvirt sees the guest agent's end of the channel open (or closed)."""
+        wanted = "connected" if connected else "disconnected"
+        deadline = time.monotonic() + timeout
+        while True:
+            target = ElementTree.fromstring(self.domain.XMLDesc()).find("devices/channel/target")
+            state = target.get("state") if target is not None else None
+            if state == wanted:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"the guest agent of {self.name} is {state}, not {wanted}, after {timeout:g} s")
+            time.sleep(0.02)
 
     def shutdown(self, *, timeout: float = 30) -> None:
         """Presses the power button until the guest has powered off (while booting it does not notice)."""

@@ -152,6 +152,28 @@ def test_disk_can_be_plugged_into_the_running_guest(linux: LabVm, tmp_path: Path
     assert hashlib.sha256(read_file(image, "/keep/new", scratch=tmp_path)).hexdigest() == digest
 
 
+def test_guest_agent_freezes_and_thaws_stops_and_starts(linux: LabVm) -> None:
+    console = linux.console()
+    linux.wait_agent()
+    assert not console.is_frozen("vda")
+    assert linux.domain.fsFreeze() == 2
+    assert console.is_frozen("vda")
+    assert console.is_frozen("vdb")
+    console.agent("stop")
+    linux.wait_agent(connected=False)
+    console.agent("start")
+    linux.wait_agent()
+    assert linux.domain.fsThaw() == 2, "the new agent knows what the one before it has frozen"
+    assert not console.is_frozen("vda")
+
+    linux.domain.agentSetResponseTimeout(1)
+    console.agent("hang")
+    with pytest.raises(libvirt.libvirtError, match="agent"):
+        linux.domain.getTime()
+    console.agent("resume")
+    assert linux.domain.getTime()["seconds"] > 0
+
+
 # --- without one ----------------------------------------------------------------------------------------------
 
 

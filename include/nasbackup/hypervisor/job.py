@@ -82,7 +82,7 @@ def begin(
     checkpoint_xml = xml.checkpoint_xml(name=checkpoint, disks=disks, all_targets=targets) if checkpoint else None
     try:
         with (
-            frozen(hypervisor, domain=domain, quiesce=quiesce) as consistency,
+            frozen(hypervisor, domain=domain, quiesce=quiesce) as freeze,
             hypervisor.doing(f"beginning the backup job of VM {vm}"),
         ):
             domain.backupBegin(job_xml, checkpoint_xml, 0)
@@ -93,7 +93,7 @@ def begin(
             if checkpoint is not None:
                 checkpoints.drop(hypervisor, vm_uuid=name.vm_uuid, unneeded=[checkpoint])
         raise
-    return consistency
+    return freeze.consistency
 
 
 def require(hypervisor: Hypervisor, *, name: JobName) -> None:
