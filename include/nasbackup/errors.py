@@ -133,6 +133,20 @@ class CatalogUnreachable(CatalogError):
     retryable = True
 
 
+class CatalogAddressInvalid(CatalogError):
+    template = (
+        "The catalog's address cannot be read: {problem}. It is a libpq URI, such as postgresql://user@host/nasbackup; "
+        "special characters in it are percent-encoded."
+    )
+
+
+class CatalogConflict(CatalogError):
+    """Another run wrote the same thing first."""
+
+    template = "Another run was first: {reason}"
+    retryable = True
+
+
 class CatalogOutdated(CatalogError):
     template = "The catalog's schema is not up to date ({reason}): run `nasbackup catalog migrate` once."
 

@@ -63,13 +63,15 @@ def load(file: Path | None = None) -> Fleet:
     """The fleet. Raises FleetInvalid, which names file, field (or line) and problem."""
     file = file or path()
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FleetInvalid(file=file, field="file", problem=f"it is not UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise FleetInvalid(
             file=file, field="file", problem=f"{error.strerror} (its place is set by ${ENVIRONMENT})"
         ) from error
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 (it is a SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "file"
@@ -77,12 +79,28 @@ def load(file: Path | None = None) -> Fleet:
     return _parse(document, file=file)
 
 
+class _Loader(yaml.SafeLoader):
+    """Keys are the words that were written, each once: plain YAML takes ``on`` for true and the last twin for both."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.tag = "tag:yaml.org,2002:str"
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _parse(document: Any, *, file: Path) -> Fleet:
     import jsonschema  # costs 60 ms, and only a fleet.yaml that was read needs it
 
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(_schema()).iter_errors(document))
     if error is not None:
-        raise FleetInvalid(file=file, field=error.json_path.removeprefix("$.") or "file", problem=error.message)
+        raise FleetInvalid(
+            file=file, field=error.json_path.removeprefix("$").removeprefix(".") or "file", problem=error.message
+        )
     zones = tuple(
         Zone(name=name, hosts=tuple(zone["hosts"]), repositories=tuple(zone["repositories"]))
         for name, zone in document["zones"].items()

@@ -88,10 +88,12 @@ def volume_names(volumes: Sequence[Volume]) -> dict[str, str]:
     """
     stems = {volume.source: safe_component(os.path.basename(volume.source).split(".")[0]) for volume in volumes}
     taken = list(stems.values())
-    return {
-        source: stem if taken.count(stem) == 1 else f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-        for source, stem in stems.items()
-    }
+    names = {}
+    for source, stem in stems.items():
+        digest = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
+        longer = (f"{stem}-{digest[:length]}" for length in (8, 64) if f"{stem}-{digest[:length]}" not in taken)
+        names[source] = stem if taken.count(stem) == 1 else next(longer)
+    return names
 
 
 def volume_file(*, name: str, is_root: bool) -> str:

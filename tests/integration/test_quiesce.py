@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from nasbackup import steps
 from nasbackup.errors import GuestNotFrozen, HypervisorError
-from nasbackup.hypervisor import Hypervisor, connect, freeze_guard, job, quiesce
-from nasbackup.hypervisor.quiesce import frozen, thaw_left_frozen
+from nasbackup.hypervisor import Hypervisor, connect, freeze_guard, job, quiescing
+from nasbackup.hypervisor.quiescing import frozen, thaw_left_frozen
 from nasbackup.model import Consistency, Host, Quiesce
 from nasbackup.steps import Site
 
@@ -219,7 +219,7 @@ def test_a_freeze_whose_answer_is_lost_is_thawed(guest: lab.LabVm, hypervisor: H
 def test_an_agent_that_hangs_before_the_thaw_fails_the_backup_and_is_thawed_when_it_answers(
     guest: lab.LabVm, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quiesce, "_THAW_SECONDS", 1.0)
+    monkeypatch.setattr(quiescing, "_THAW_SECONDS", 1.0)
     console = guest.console()
     with (
         pytest.raises(HypervisorError, match=r"may still be frozen.*virsh domfsthaw"),
@@ -236,7 +236,7 @@ def test_an_agent_that_hangs_before_the_thaw_fails_the_backup_and_is_thawed_when
 FREEZE_AND_WAIT = """
 import sys, time
 from nasbackup.hypervisor import connect
-from nasbackup.hypervisor.quiesce import frozen
+from nasbackup.hypervisor.quiescing import frozen
 from nasbackup.model import Host, Quiesce
 
 with connect(Host(name="kvm_test")) as hypervisor:

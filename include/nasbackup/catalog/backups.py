@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.catalog.rows import with_volumes
+from nasbackup.catalog.rows import decision_columns, insert_volumes, with_volumes
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
@@ -126,7 +125,7 @@ def open_backup(
         RETURNING backup_id
         """,
         {
-            **_decided(decision),
+            **decision_columns(decision),
             "vm_uuid": vm_uuid,
             "repository": repository,
             "external_id": external_id,
@@ -139,7 +138,7 @@ def open_backup(
     )
     row = cursor.fetchone()
     assert row is not None, "RETURNING gives a row"
-    _insert_volumes(cursor, backup_id=row["backup_id"], decision=decision)
+    insert_volumes(cursor, backup_id=row["backup_id"], decision=decision)
     return int(row["backup_id"])
 
 
@@ -152,11 +151,11 @@ def replan(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
                checkpoint = %(checkpoint)s, vm_state = %(vm_state)s
          WHERE backup_id = %(backup_id)s AND status = 'BackingUp'
         """,
-        {**_decided(decision), "backup_id": backup_id},
+        {**decision_columns(decision), "backup_id": backup_id},
     )
     _require_change(cursor, backup_id=backup_id)
     cursor.execute("DELETE FROM backup_volume WHERE backup_id = %s", (backup_id,))
-    _insert_volumes(cursor, backup_id=backup_id, decision=decision)
+    insert_volumes(cursor, backup_id=backup_id, decision=decision)
 
 
 def set_source_stamp(cursor: Cursor, *, backup_id: int, volume: str, stamp: str) -> None:
@@ -179,6 +178,18 @@ def set_consistency(cursor: Cursor, *, backup_id: int, consistency: Consistency)
         "UPDATE backup SET consistency = %s WHERE backup_id = %s AND status = 'BackingUp'", (consistency, backup_id)
     )
     _require_change(cursor, backup_id=backup_id)
+
+
+def void_attempts(cursor: Cursor, *, backup_id: int) -> None:
+    """What was copied belongs to an earlier point in time: forget it, and whatever its orphans still bring."""
+    cursor.execute(
+        """
+        UPDATE backup_volume SET attempt = NULL, digest = NULL, bytes_read = NULL, bytes_written = NULL,
+               copy_seconds = NULL, verified_at = NULL
+         WHERE backup_id = %s
+        """,
+        (backup_id,),
+    )
 
 
 def claim_attempt(cursor: Cursor, *, backup_id: int, volume: str, attempt: str) -> None:
@@ -265,32 +276,6 @@ def set_cleaned(cursor: Cursor, *, backup_id: int) -> None:
 
 
 # --- helpers --------------------------------------------------------------------------------------------------
-
-
-def _decided(decision: ChainDecision) -> dict[str, Any]:
-    return {
-        "type": decision.type,
-        "reason": decision.reason,
-        "explanation": decision.explanation,
-        "chain_id": decision.chain_id,
-        "chain_position": decision.chain_position,
-        "parent_id": decision.parent_id,
-        "checkpoint": decision.checkpoint,
-        "vm_state": decision.vm_state,
-    }
-
-
-def _insert_volumes(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
-    for ordinal, plan in enumerate(decision.volumes):
-        cursor.execute(
-            """
-            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
-                                       reason, backing)
-            VALUES (%(backup_id)s, %(ordinal)s, %(name)s, %(source)s, %(target)s, %(format)s, %(file)s,
-                    %(virtual_size)s, %(type)s, %(reason)s, %(backing)s)
-            """,
-            {**asdict(plan), "backup_id": backup_id, "ordinal": ordinal},
-        )
 
 
 def _require_change(cursor: Cursor, *, backup_id: int) -> None:

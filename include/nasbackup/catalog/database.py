@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 
-from nasbackup.errors import CatalogOutdated, CatalogUnreachable
+from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutdated, CatalogUnreachable
 
 # Any number will do, as long as every migrating process takes the same one.
 _MIGRATION_LOCK = 0x6E6173  # "nas"
@@ -35,11 +35,16 @@ class Database:
             connection = psycopg2.connect(**{"connect_timeout": 10, "application_name": "nasbackup", **self.parameters})
         except psycopg2.OperationalError as error:
             raise CatalogUnreachable(reason=_one_line(error)) from error
+        except (psycopg2.ProgrammingError, TypeError):
+            # libpq quotes the whole address in its message, the password with it: nothing of it is passed on.
+            raise CatalogAddressInvalid(problem="libpq does not understand it") from None
         try:
             with connection, connection.cursor(cursor_factory=Cursor) as cursor:
                 yield cursor
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise CatalogUnreachable(reason=_one_line(error)) from error
+        except psycopg2.errors.UniqueViolation as error:
+            raise CatalogConflict(reason=_one_line(error)) from error
         except psycopg2.errors.UndefinedTable as error:
             raise CatalogOutdated(reason=_one_line(error)) from error
         finally:

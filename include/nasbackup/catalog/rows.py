@@ -1,8 +1,9 @@
-"""From the catalog's rows to values."""
+"""Between the catalog's rows and values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from nasbackup.catalog.database import Cursor
@@ -11,6 +12,7 @@ from nasbackup.model import (
     BackupStatus,
     BackupType,
     BackupVolume,
+    ChainDecision,
     Consistency,
     Reason,
     VmState,
@@ -67,3 +69,30 @@ def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Bac
         run_id=row["run_id"],
         volumes=volumes,
     )
+
+
+def decision_columns(decision: ChainDecision) -> dict[str, Any]:
+    """What was decided, by names of columns of ``backup``."""
+    return {
+        "type": decision.type,
+        "reason": decision.reason,
+        "explanation": decision.explanation,
+        "chain_id": decision.chain_id,
+        "chain_position": decision.chain_position,
+        "parent_id": decision.parent_id,
+        "checkpoint": decision.checkpoint,
+        "vm_state": decision.vm_state,
+    }
+
+
+def insert_volumes(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
+    for ordinal, plan in enumerate(decision.volumes):
+        cursor.execute(
+            """
+            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
+                                       reason, backing)
+            VALUES (%(backup_id)s, %(ordinal)s, %(name)s, %(source)s, %(target)s, %(format)s, %(file)s,
+                    %(virtual_size)s, %(type)s, %(reason)s, %(backing)s)
+            """,
+            {**asdict(plan), "backup_id": backup_id, "ordinal": ordinal},
+        )

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.restore.image import Follow, RestoredVolume
@@ -59,7 +60,8 @@ def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bo
         table.add_column(heading, justify="right")
     table.add_column("VERIFIED")
     for backup in found:
-        table.add_row(
+        _add_row(
+            table,
             backup.external_id,
             backup.type.value,
             backup.status.value,
@@ -88,7 +90,8 @@ def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> Non
         table.add_column(heading, justify="right")
     for volume in volumes:
         sizes = (volume[key] for key in ("virtual_size", "bytes_read", "bytes_written"))
-        table.add_row(
+        _add_row(
+            table,
             volume["name"],
             volume["type"],
             volume["reason"],
@@ -102,7 +105,9 @@ def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], as_json:
     if as_json:
         return _print_json({"external_id": backup, "verified": True, "volumes": list(checked)})
     for entry in checked:
-        _stdout().print(f"{entry['volume']}: {len(entry['layers'])} layers read back, all as recorded", soft_wrap=True)
+        _stdout().print(
+            f"{entry['volume']}: {len(entry['layers'])} layers read back, all as recorded", soft_wrap=True, markup=False
+        )
 
 
 def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: bool) -> None:
@@ -184,6 +189,11 @@ def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
         "bytes_written": volume.bytes_written,
         "digest": volume.digest,
     }
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Names are shown as they are: a VM may be called ``[bold]``."""
+    table.add_row(*map(Text, cells))
 
 
 def _print_json(document: Any) -> None:

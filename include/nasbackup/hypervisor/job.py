@@ -17,9 +17,8 @@ from urllib.parse import quote
 import libvirt
 
 from nasbackup.errors import ForeignJob, HostNotReady, HypervisorError, JobLost
-from nasbackup.hypervisor import checkpoints, inventory, xml
+from nasbackup.hypervisor import checkpoints, inventory, quiescing, xml
 from nasbackup.hypervisor.connection import Hypervisor
-from nasbackup.hypervisor.quiesce import frozen
 from nasbackup.model import Consistency, Host, Quiesce, VmState
 
 _END_TIMEOUT = 60.0  # seconds
@@ -67,8 +66,7 @@ def begin(
     """
     domain = _running(hypervisor, name=name)
     vm = domain.name()
-    current = running_job(hypervisor, vm_uuid=name.vm_uuid)
-    if current == name.socket and (checkpoint is None or checkpoint in checkpoints.names(domain)):
+    if is_begun(hypervisor, name=name, checkpoint=checkpoint):
         # An earlier attempt of this step was killed after libvirt had begun: the point in time stands. Whether
         # the guest was frozen then is not known any more, so the weaker promise is recorded.
         return Consistency.CRASH
@@ -82,7 +80,7 @@ def begin(
     checkpoint_xml = xml.checkpoint_xml(name=checkpoint, disks=disks, all_targets=targets) if checkpoint else None
     try:
         with (
-            frozen(hypervisor, domain=domain, quiesce=quiesce) as freeze,
+            quiescing.frozen(hypervisor, domain=domain, quiesce=quiesce) as freeze,
             hypervisor.doing(f"beginning the backup job of VM {vm}"),
         ):
             domain.backupBegin(job_xml, checkpoint_xml, 0)
@@ -94,6 +92,16 @@ def begin(
                 checkpoints.drop(hypervisor, vm_uuid=name.vm_uuid, unneeded=[checkpoint])
         raise
     return freeze.consistency
+
+
+def is_begun(hypervisor: Hypervisor, *, name: JobName, checkpoint: str | None) -> bool:
+    """Whether exactly this job runs, with its checkpoint."""
+    domain = hypervisor.domain_by_uuid(name.vm_uuid)
+    return (
+        domain is not None
+        and running_job(hypervisor, vm_uuid=name.vm_uuid) == name.socket
+        and (checkpoint is None or checkpoint in checkpoints.names(domain))
+    )
 
 
 def require(hypervisor: Hypervisor, *, name: JobName) -> None:

@@ -18,12 +18,30 @@ from nasbackup.nas.repository import doing
 
 
 def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml: str) -> Path:
-    """Make the partial directory with ``domain.xml`` in it; returns its path."""
+    """Make the partial directory with ``domain.xml`` in it; returns its path.
+
+    A run that was killed between publishing and recording, and is run again from its beginning, finds its own
+    directory in place: it was never recorded, and goes.
+    """
     partial = root / layout.partial_directory(external_id)
-    with doing(repository, f"creating {partial.name}"):
+    content = domain_xml.encode()
+    with doing(repository, f"creating {partial.name}", needs=len(content)):
+        _remove_tree(root / external_id)
         make_directory(partial, root=root)
-        write_durably(partial / layout.DOMAIN_XML, domain_xml.encode())
+        write_durably(partial / layout.DOMAIN_XML, content)
     return partial
+
+
+def remove_attempts(repository: Repository, *, partial: Path, file: str) -> None:
+    """Make room for a new attempt of one volume.
+
+    An orphan may still hold an earlier one open: it goes on writing to a file that has no name any more.
+    """
+    prefix = layout.attempt_file(file=file, attempt="")
+    with doing(repository, f"removing earlier attempts of {file}"):
+        for path in partial.iterdir():
+            if path.name.startswith(prefix):
+                path.unlink(missing_ok=True)
 
 
 def publish(
@@ -41,8 +59,9 @@ def publish(
     Returns the backup's directory. Raises NasIo, RepositoryFull.
     """
     partial, final = root / layout.partial_directory(external_id), root / external_id
-    with doing(repository, f"publishing {external_id}"):
+    with doing(repository, f"publishing {external_id}", needs=len(manifest)):
         if final.is_dir() and not partial.exists():
+            sync_directory(final.parent)  # the earlier try may have been killed right after the rename
             return final
         for file, attempt in attempts.items():
             source = partial / layout.attempt_file(file=file, attempt=attempt)

@@ -7,6 +7,7 @@ path that does not show it, so an unmounted NAS never fills the root disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -19,7 +20,7 @@ from nasbackup.layout import MARKER
 from nasbackup.model import Repository
 from nasbackup.nas.durable import write_durably
 
-_FULL = frozenset({28, 122})  # ENOSPC, EDQUOT
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def open_root(repository: Repository, *, identity: str) -> Path:
@@ -48,8 +49,9 @@ def register(repository: Repository) -> str:
         return found
     identity = str(uuid.uuid4())
     marker = {"repository": repository.name, "uuid": identity, "registered": datetime.now(UTC).isoformat()}
-    with doing(repository, "registering"):
-        write_durably(root / MARKER, (json.dumps(marker, indent=2) + "\n").encode())
+    content = (json.dumps(marker, indent=2) + "\n").encode()
+    with doing(repository, "registering", needs=len(content)):
+        write_durably(root / MARKER, content)
     return identity
 
 
@@ -62,7 +64,7 @@ def read_identity(repository: Repository) -> str | None:
         return None
     except OSError as error:
         raise NasIo(action="Reading the marker", repository=repository.name, reason=error.strerror or error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotARepository(path=path, repository=repository.name, problem="its marker file is damaged") from error
 
 
@@ -71,14 +73,25 @@ def free_bytes(root: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def _free_or_none(repository: Repository) -> int:
+    """As the file system counts it; a quota may be tighter, and without a free inode no byte helps."""
+    try:
+        return free_bytes(Path(repository.path))
+    except OSError:
+        return 0
+
+
 @contextlib.contextmanager
-def doing(repository: Repository, action: str) -> Iterator[None]:
-    """Translate the operating system's errors inside the block into this project's."""
+def doing(repository: Repository, action: str, *, needs: int = 1) -> Iterator[None]:
+    """Translate the operating system's errors inside the block into this project's.
+
+    ``needs``: the bytes that the block is about to write, for the operator who has to find room for them.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise RepositoryFull(repository=repository.name, needs="more", has=0) from error
+            raise RepositoryFull(repository=repository.name, needs=needs, has=_free_or_none(repository)) from error
         raise NasIo(
             action=action[:1].upper() + action[1:],
             repository=repository.name,

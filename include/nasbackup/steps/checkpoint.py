@@ -10,6 +10,7 @@ from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, jo
 from nasbackup.hypervisor.xml import BackupDisk
 from nasbackup.model import Backup, BackupType, BackupVolume, Consistency, Quiesce, VmState
 from nasbackup.nas import publish
+from nasbackup.nas.watchdog import watched
 from nasbackup.steps.decide import decide_again
 from nasbackup.steps.ticket import Site, Ticket, base_checkpoint
 
@@ -26,7 +27,10 @@ def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
         state = inventory.state_of(hypervisor.domain(name=backup.vm))
         if state.has_qemu != backup.vm_state.has_qemu:
             backup = decide_again(site, hypervisor, ticket=ticket, backup=backup)
-        publish.prepare(
+        watched(
+            site.repository,
+            "creating the directory",
+            publish.prepare,
             site.repository,
             root=site.root(),
             external_id=backup.external_id,
@@ -44,6 +48,8 @@ def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
 
 def _begin_running(site: Site, hypervisor: Hypervisor, *, backup: Backup, quiesce: Quiesce) -> Consistency:
     name, base = site.job_name(backup), base_checkpoint(site, backup)
+    if not job.is_begun(hypervisor, name=name, checkpoint=backup.checkpoint):
+        _forget_earlier_point_in_time(site, backup=backup)
     disks = [
         BackupDisk(
             target=volume.target,
@@ -59,6 +65,7 @@ def _begin_running(site: Site, hypervisor: Hypervisor, *, backup: Backup, quiesc
 def _begin_stopped(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> Consistency:
     """Nothing writes to the images of a stopped VM: the point in time is now, for as long as it stays stopped."""
     domain = hypervisor.domain(name=backup.vm)
+    _forget_earlier_point_in_time(site, backup=backup)
     recorded = [volume for volume in backup.volumes if _can_have_bitmap(volume)]
     if backup.checkpoint is not None and recorded:
         for volume in recorded:
@@ -73,6 +80,12 @@ def _begin_stopped(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> Con
     # Had it been started in between, the stamps would be those of its images in use.
     offline.require_stopped(hypervisor, domain=domain)
     return inventory.consistency_of_stopped(domain)
+
+
+def _forget_earlier_point_in_time(site: Site, *, backup: Backup) -> None:
+    """Volumes copied under an earlier attempt of this step must not be recorded beside those of the new one."""
+    with site.database.transaction() as cursor:
+        backups.void_attempts(cursor, backup_id=backup.backup_id)
 
 
 def _can_have_bitmap(volume: BackupVolume) -> bool:

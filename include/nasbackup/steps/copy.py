@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from nasbackup import layout
 from nasbackup.catalog import backups, leases
-from nasbackup.errors import TransferError
+from nasbackup.errors import HostNotReady, RepositoryFull, TargetFull, TransferError
+from nasbackup.hypervisor import connect, job, scratch
 from nasbackup.model import Backup, BackupVolume
-from nasbackup.nas.repository import doing
+from nasbackup.nas import publish
+from nasbackup.nas.watchdog import Follower, watched
 from nasbackup.steps.source import source_of
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 from nasbackup.transfer.copy import copy_layer
@@ -37,12 +38,22 @@ def copy(
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.claim_attempt(cursor, backup_id=backup.backup_id, volume=volume, attempt=attempt)
     partial = partial_path(site.root(), backup=backup)
-    with doing(site.repository, f"removing earlier attempts of {volume}"):
-        _remove_attempts(partial, file=plan.file)
+    watched(
+        site.repository,
+        "removing earlier attempts",
+        publish.remove_attempts,
+        site.repository,
+        partial=partial,
+        file=plan.file,
+    )
+    follower = Follower(site.repository, f"copying {volume}")
 
     def follow(progress: Progress) -> None:
         site.renew(ticket)
         source.require()
+        if backup.vm_state.has_qemu:
+            scratch.require_reserve(site.host)
+        follower.look((progress.phase, progress.done))
         if on_progress:
             on_progress(progress)
 
@@ -57,6 +68,12 @@ def copy(
                 on_progress=follow,
                 progress_every=PROGRESS_SECONDS,
             )
+    except TargetFull as error:
+        raise RepositoryFull(repository=site.repository.name, needs=error.needs, has=error.has) from error
+    except HostNotReady:
+        with connect(site.host) as hypervisor:
+            job.end(hypervisor, name=site.job_name(backup))  # not left to end_job: the guest's writes would fail
+        raise
     except TransferError:
         source.require()  # a VM that stopped or started says more than a broken connection
         raise
@@ -78,11 +95,3 @@ def copy(
 
 def volume_of(backup: Backup, *, name: str) -> BackupVolume:
     return next(volume for volume in backup.volumes if volume.name == name)
-
-
-def _remove_attempts(partial: Path, *, file: str) -> None:
-    """An orphan may still hold one of them open: it goes on writing to a file that has no name any more."""
-    prefix = layout.attempt_file(file=file, attempt="")
-    for path in partial.iterdir():
-        if path.name.startswith(prefix):
-            path.unlink(missing_ok=True)

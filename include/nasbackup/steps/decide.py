@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nasbackup import chain, layout
-from nasbackup.catalog import Cursor, backups, leases, vms
+from nasbackup.catalog import Cursor, backups, history, leases, vms
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
-from nasbackup.model import Backup, BackupStatus, Lease, Mode, Quiesce, Vm
+from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Mode, Quiesce, Vm
 from nasbackup.settings import Settings
 from nasbackup.steps.discard import discard
 from nasbackup.steps.observe import chain_state, observe_vm
+from nasbackup.steps.room import require_room
 from nasbackup.steps.ticket import BackupRequest, Site, Ticket
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,7 @@ def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: 
     """Make the decision anew, before anything was begun: the VM was started or stopped since."""
     request, settings = _from_document(backup)
     vm = observe_vm(hypervisor, request=request)
-    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
-    decision = chain.decide_chain(
-        state, new_checkpoint=layout.checkpoint_name(when=backup.created_at), new_chain_id=str(uuid.uuid4())
-    )
+    decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=backup.created_at)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.replan(cursor, backup_id=backup.backup_id, decision=decision)
@@ -99,14 +97,12 @@ def _announce(
     run_id: str,
     now: datetime,
 ) -> Backup:
-    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
     existing = checkpoints.names(hypervisor.domain(name=vm.name))
     with site.database.transaction() as cursor:
         taken = existing | vms.checkpoints_ever_made(cursor, vm_uuid=vm.uuid)
         when = _free_second(cursor, now=now, vm=vm, repository=site.repository.name, taken=taken)
-        decision = chain.decide_chain(
-            state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
-        )
+    decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=when)
+    with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=vm.uuid, vm=vm.name, token=lease.token)
         backup_id = backups.open_backup(
             cursor,
@@ -121,6 +117,20 @@ def _announce(
             created_at=when,
         )
         return backups.get(cursor, backup_id=backup_id)
+
+
+def _decide(
+    site: Site, hypervisor: Hypervisor, *, vm: Vm, request: BackupRequest, settings: Settings, when: datetime
+) -> ChainDecision:
+    """The decision, for which there is room. Raises RepositoryFull, HostNotReady."""
+    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
+    decision = chain.decide_chain(
+        state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
+    )
+    with site.database.transaction() as cursor:
+        layers = history.layer_sizes(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
+    require_room(site, vm=vm, decision=decision, layers=layers)
+    return decision
 
 
 def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, repository: str, taken: frozenset[str]) -> datetime:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
-from nasbackup.catalog import backups, leases
+from nasbackup.catalog import backups, leases, repositories
 from nasbackup.errors import NasBackupError
-from nasbackup.hypervisor import Hypervisor, checkpoints, job
+from nasbackup.hypervisor import Hypervisor, checkpoints, job, quiescing
 from nasbackup.model import Backup
 from nasbackup.nas import publish
+from nasbackup.nas.watchdog import watched
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
 
 
 def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: int, why: str) -> None:
-    """Mark the backup Failed, then take away its job, its checkpoint and its files.
+    """Mark the backup Failed, then take away its job, its checkpoint and its files; thaw its guest.
 
     The mark comes first, in a transaction of its own: an orphan of the dead run cannot record it any more. Each
-    of the three is tried even when another fails; only when all went well is the backup noted as clean, so what
+    is tried even when another fails; only when all went well is the backup noted as clean, so what
     remains is cleaned up by the next run. Raises the first error.
     """
     with site.database.transaction() as cursor:
+        # The remains may lie in another repository than the one that the caller is at work on.
+        site = replace(site, repository=repositories.get(cursor, name=backup.repository).repository)
         leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
         backups.fail(cursor, backup_id=backup.backup_id, error=why)
     try_all(
+        lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
         lambda: job.end(hypervisor, name=site.job_name(backup)),
         lambda: checkpoints.drop(
             hypervisor, vm_uuid=backup.vm_uuid, unneeded=[backup.checkpoint] if backup.checkpoint else []
         ),
-        lambda: publish.discard(site.repository, root=site.root(), external_id=backup.external_id),
+        lambda: watched(
+            site.repository,
+            f"removing the remains of {backup.external_id}",
+            publish.discard,
+            site.repository,
+            root=site.root(),
+            external_id=backup.external_id,
+        ),
     )
     with site.database.transaction() as cursor:
         backups.set_cleaned(cursor, backup_id=backup.backup_id)

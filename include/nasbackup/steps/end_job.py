@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nasbackup.catalog import backups, leases, vms
 from nasbackup.errors import LeaseLost
-from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, quiescing
 from nasbackup.model import Backup, BackupStatus, VmState
 from nasbackup.steps.discard import discard, try_all
 from nasbackup.steps.ticket import Site, Ticket
@@ -47,6 +47,7 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
         with connect(site.host) as hypervisor:
             if backup.status is BackupStatus.BACKED_UP:
                 try_all(
+                    lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
                     lambda: job.end(hypervisor, name=site.job_name(backup)),
                     lambda: dropped.extend(drop_unneeded(site, hypervisor, backup=backup)),
                 )
@@ -54,11 +55,7 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
                 vm_changed = _vm_changed(site, hypervisor, backup=backup)
                 discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
     finally:
-        with site.database.transaction() as cursor:
-            if backup.status is BackupStatus.BACKING_UP:
-                # The host could not be reached: the mark at least must be set, the next run cleans up.
-                backups.fail(cursor, backup_id=backup.backup_id, error=why_failed)
-            leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
+        _give_back(site, ticket=ticket, why_failed=why_failed)
     with site.database.transaction() as cursor:
         status = backups.get(cursor, backup_id=ticket.backup_id).status
     return Ending(
@@ -67,6 +64,15 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
         dropped_checkpoints=tuple(dropped),
         try_again=status is BackupStatus.FAILED and vm_changed,
     )
+
+
+def _give_back(site: Site, *, ticket: Ticket, why_failed: str) -> None:
+    """Release the lease; a backup that is still open is marked at least: the host could not be reached, and the next
+    run cleans up. Who has lost the lease meanwhile writes nothing.
+    """
+    with site.database.transaction() as cursor:
+        if leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token):
+            backups.fail(cursor, backup_id=ticket.backup_id, error=why_failed)
 
 
 def _vm_changed(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> bool:

@@ -8,6 +8,7 @@ from nasbackup.catalog import backups, leases
 from nasbackup.errors import BackupNotOpen, VerifyFailed
 from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import manifest, publish
+from nasbackup.nas.watchdog import watched
 from nasbackup.steps.ticket import Site, Ticket
 
 
@@ -30,7 +31,10 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
             raise VerifyFailed(file=volume.file, problem="was not verified; the backup is not recorded")
     root = site.root()
     site.renew(ticket)
-    directory = publish.publish(
+    directory = watched(
+        site.repository,
+        f"publishing {backup.external_id}",
+        publish.publish,
         site.repository,
         root=root,
         external_id=backup.external_id,
@@ -39,7 +43,8 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
             backup, repository_uuid=site.repository_uuid(), recorded_at=datetime.now(UTC).isoformat(timespec="seconds")
         ),
     )
+    size = watched(site.repository, "reading the size", publish.size_on_disk, directory)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
-        backups.record(cursor, backup_id=backup.backup_id, size=publish.size_on_disk(directory))
+        backups.record(cursor, backup_id=backup.backup_id, size=size)
         return backups.get(cursor, backup_id=backup.backup_id)

@@ -11,6 +11,7 @@ from nasbackup.errors import BackupNotOpen
 from nasbackup.hypervisor.job import JobName
 from nasbackup.model import Backup, BackupStatus, Host, Mode, Quiesce, Repository
 from nasbackup.nas.repository import open_root
+from nasbackup.nas.watchdog import watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,9 @@ class Site:
 
     def root(self) -> Path:
         """The repository's root, after the check that it is that. Raises NotARepository, UnknownRepository."""
-        return open_root(self.repository, identity=self.repository_uuid())
+        return watched(
+            self.repository, "reading the marker", open_root, self.repository, identity=self.repository_uuid()
+        )
 
     def repository_uuid(self) -> str:
         with self.database.transaction() as cursor:

@@ -9,6 +9,7 @@ from nasbackup import layout
 from nasbackup.catalog import backups, leases
 from nasbackup.errors import VerifyFailed
 from nasbackup.model import BackupType, BackupVolume
+from nasbackup.nas.watchdog import Follower, watched
 from nasbackup.steps.copy import PROGRESS_SECONDS, volume_of
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 from nasbackup.transfer.pump import Progress
@@ -28,12 +29,16 @@ def verify(
         raise VerifyFailed(file=copied.file, problem="it was not copied to the end; run its copy again")
     file = partial_path(site.root(), backup=backup) / layout.attempt_file(file=copied.file, attempt=copied.attempt)
 
+    follower = Follower(site.repository, f"verifying {volume}")
+
     def follow(progress: Progress) -> None:
         site.renew(ticket)
+        follower.look((progress.phase, progress.done))
         if on_progress:
             on_progress(progress)
 
-    check_layer(file, volume=copied, on_progress=follow)
+    watched(site.repository, f"checking {volume}", check_structure, file, volume=copied)
+    check_content(file, volume=copied, on_progress=follow)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.set_verified(cursor, backup_id=backup.backup_id, volume=volume, attempt=copied.attempt)
@@ -42,6 +47,11 @@ def verify(
 
 def check_layer(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
     """Raises VerifyFailed unless the file is the layer that the catalog describes: structure first, then every byte."""
+    check_structure(file, volume=volume)
+    check_content(file, volume=volume, on_progress=on_progress)
+
+
+def check_structure(file: Path, *, volume: BackupVolume) -> None:
     if not file.is_file():
         raise VerifyFailed(file=file, problem="the file is missing")
     check_image(file)
@@ -50,6 +60,9 @@ def check_layer(file: Path, *, volume: BackupVolume, on_progress: Callable[[Prog
         raise VerifyFailed(file=file, problem=f"its size is {info.virtual_size}, not {volume.virtual_size} bytes")
     if info.backing != volume.backing:
         raise VerifyFailed(file=file, problem=f"its backing file is {info.backing!r}, not {volume.backing!r}")
+
+
+def check_content(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
     found = read_layer(
         file=file,
         incremental=volume.type is BackupType.INCREMENTAL,

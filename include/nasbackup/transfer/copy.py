@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from nasbackup.transfer.nbd_source import Export
@@ -44,7 +45,7 @@ def copy_layer(
         on_progress=on_progress,
         progress_every=progress_every,
     )
-    pump.crew.run(lambda: create_layer(target=target, virtual_size=virtual_size, backing=backing))
+    pump.crew.run_apart(partial(create_layer, target=target, virtual_size=virtual_size, backing=backing))
     with QemuNbd(layer_node(target), clients=connections + 1, read_only=False) as server:
 
         def open_target() -> Target:
@@ -61,8 +62,8 @@ def copy_layer(
             with open_target() as connection:
                 connection.flush()
 
-        written: list[int] = []
         pump.crew.run(lambda: server.wait_ready(pump.crew.interrupt))
         pump.run(connections=connections, open_target=open_target)
-        pump.finish(flush, server.end, lambda: written.append(sync_file(target)))
-    return pump.summary(bytes_written=written[0])
+        pump.finish(flush, server.end)
+        written = pump.crew.run_apart(partial(sync_file, target))
+    return pump.summary(bytes_written=written)

@@ -6,8 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
+from nasbackup import apart
 from nasbackup.transfer.nbd_connection import Interrupt
+
+T = TypeVar("T")
 
 # A thread stuck inside the kernel (a hard NFS mount whose server is gone) can't be stopped by anybody. It is left
 # behind after this long, so that the caller can at least report the failure.
@@ -52,6 +56,12 @@ class Crew:
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(max(0.0, deadline - time.monotonic()))
+
+    def run_apart(self, call: Callable[[], T]) -> T:
+        """The same for one call that uses the NAS's files in this process's place: see ``nasbackup.apart``."""
+        results: list[T] = []
+        self.run(lambda: results.append(apart.run(call, give_up=lambda: self.interrupt.triggered)))
+        return results[0]
 
 
 def _guarded(step: Callable[[], None], results: queue.SimpleQueue[BaseException | None]) -> None:

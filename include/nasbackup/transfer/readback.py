@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nasbackup.errors import ReadFailed, ToolFailed, VerifyFailed
@@ -45,11 +46,16 @@ def read_layer(
     with QemuNbd(layer_node(file), clients=connections + 1, read_only=True, allocation_depth=incremental) as server:
         export = Export(server.uri, str(file), ALLOCATION_DEPTH if incremental else None)
         pump = Pump(export=export, virtual_size=virtual_size, on_progress=on_progress, progress_every=progress_every)
-        pump.crew.run(lambda: drop_page_cache(file))
+        pump.crew.run_apart(partial(drop_page_cache, file))
         pump.crew.run(lambda: server.wait_ready(pump.crew.interrupt))
         pump.run(connections=connections)
         pump.finish(server.end)
-    return pump.summary(bytes_written=file.stat().st_blocks * 512)
+        occupied = pump.crew.run_apart(partial(_occupied, file))
+    return pump.summary(bytes_written=occupied)
+
+
+def _occupied(file: Path) -> int:
+    return file.stat().st_blocks * 512
 
 
 def drop_page_cache(file: Path) -> None:

@@ -1,0 +1,553 @@
+"""One writer per VM: orphans write nothing that counts, and every step can be killed and run again.
+
+Airflow may leave a task's process running beside its retry. Here that process is a real one that hangs in the middle
+of its work, as on a NAS that does not answer, and goes on when another has taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nasbackup import steps
+from nasbackup.catalog import backups, leases
+from nasbackup.errors import JobLost, LeaseLost, NasBackupError, VmBusy
+from nasbackup.hypervisor import connect, job
+from nasbackup.model import Backup, BackupStatus, BackupType, Quiesce
+from nasbackup.nas import manifest, publish
+from nasbackup.steps import Site, Ticket
+
+from lab import vm as lab
+from tests.integration.story import Story, tool
+
+MIB = 1 << 20
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL at a named place: no code of the project may catch it and go on."""
+
+
+def expire_leases(story: Story) -> None:
+    with story.site.database.transaction() as cursor:
+        cursor.execute("UPDATE lease SET expires_at = now() - interval '1 second'")
+
+
+def copied(story: Story, ticket: Ticket, decided: Backup) -> None:
+    for volume in decided.volumes:
+        steps.copy(story.site, ticket=ticket, volume=volume.name)
+
+
+def finish(story: Story, ticket: Ticket, decided: Backup) -> Backup:
+    """From the point in time (fixed already) to the end of the run."""
+    copied(story, ticket, decided)
+    story.freeze_and_compare(decided)
+    for volume in decided.volumes:
+        steps.verify(story.site, ticket=ticket, volume=volume.name)
+    steps.record(story.site, ticket=ticket)
+    steps.end_job(story.site, ticket=ticket)
+    return story.load(decided.backup_id)
+
+
+def begin(story: Story, **request: Any) -> tuple[Ticket, Backup]:
+    ticket, decided = story.decide(**request)
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    return ticket, decided
+
+
+def names_on_nas(story: Story) -> set[str]:
+    root = Path(story.site.repository.path)
+    return {str(path.relative_to(root)) for path in root.glob("*/*")}
+
+
+# --- a holder that lost its lease -----------------------------------------------------------------------------
+
+
+def every_step(story: Story, ticket: Ticket, decided: Backup) -> dict[str, Callable[[], object]]:
+    volume = decided.volumes[0].name
+    return {
+        "checkpoint": lambda: steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF),
+        "copy": lambda: steps.copy(story.site, ticket=ticket, volume=volume),
+        "verify": lambda: steps.verify(story.site, ticket=ticket, volume=volume),
+        "record": lambda: steps.record(story.site, ticket=ticket),
+    }
+
+
+def test_after_a_takeover_no_step_of_the_orphan_does_anything(story: Story) -> None:
+    story.backup()
+    story.machine.guest_io("vda", "write -P 0x41 0 1M")
+    orphan, orphaned = begin(story, run_id="orphan")
+    copied(story, orphan, orphaned)
+    for volume in orphaned.volumes:
+        steps.verify(story.site, ticket=orphan, volume=volume.name)  # ready to be recorded
+    expire_leases(story)
+    heir, inherited = story.decide(run_id="heir")
+    assert heir.lease_token > orphan.lease_token
+    assert story.load(orphaned.backup_id).status is BackupStatus.FAILED
+
+    def orphan_wakes_up() -> None:
+        before = (names_on_nas(story), story.active_checkpoint(), checkpoints(story), story.load(inherited.backup_id))
+        for name, step in every_step(story, orphan, orphaned).items():
+            with pytest.raises(LeaseLost, match="another run took over"):
+                step()
+            assert names_on_nas(story) == before[0], name
+        ending = steps.end_job(story.site, ticket=orphan)
+        assert "nothing to do" in ending.note
+        after = (names_on_nas(story), story.active_checkpoint(), checkpoints(story), story.load(inherited.backup_id))
+        assert after == before
+
+    orphan_wakes_up()
+    steps.checkpoint(story.site, ticket=heir, quiesce=Quiesce.OFF)
+    orphan_wakes_up()
+    with connect(story.site.host) as hypervisor:
+        job.require(hypervisor, name=story.site.job_name(inherited))  # the orphan's end_job has not ended it
+    recorded = finish(story, heir, inherited)
+    orphan_wakes_up()  # the lease was given back: a token that was once right is none for that
+
+    assert recorded.type is BackupType.INCREMENTAL
+    assert recorded.volumes[0].bytes_read == MIB, "what the orphan had copied is copied again"
+    assert orphaned.external_id not in names_on_nas(story)
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def checkpoints(story: Story) -> set[str]:
+    return {checkpoint.getName() for checkpoint in story.machine.domain.listAllCheckpoints()}
+
+
+def test_an_orphan_cannot_publish_what_the_heir_has_cleaned_up(story: Story) -> None:
+    """Past its last look at the lease, the orphan writes to the NAS: it finds nothing there to publish."""
+    orphan, orphaned = begin(story, run_id="orphan")
+    copied(story, orphan, orphaned)
+    loaded = steps.checkpoint(story.site, ticket=orphan, quiesce=Quiesce.OFF)
+    expire_leases(story)
+    heir, inherited = story.decide(run_id="heir")
+    with pytest.raises(NasBackupError):
+        publish.publish(
+            story.site.repository,
+            root=story.site.root(),
+            external_id=orphaned.external_id,
+            attempts={volume.file: str(volume.attempt) for volume in loaded.volumes},
+            manifest=b"{}",
+        )
+    with pytest.raises(LeaseLost), story.site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=orphan.vm_uuid, vm=orphan.vm, token=orphan.lease_token)
+    steps.checkpoint(story.site, ticket=heir, quiesce=Quiesce.OFF)
+    finish(story, heir, inherited)
+    assert names_on_nas(story) == {inherited.external_id}
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def test_a_lease_that_is_alive_keeps_every_other_run_out(story: Story) -> None:
+    ticket, decided = begin(story, run_id="holder")
+    with pytest.raises(VmBusy, match="in use by holder"):
+        story.decide(run_id="other")
+    finish(story, ticket, decided)
+    story.assert_tidy()
+
+
+def test_an_end_job_that_is_overtaken_by_its_own_runs_retry_fails_nothing(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orphan looks at the lease, halts, and goes on when decide_chain of the same run has adopted the row."""
+    orphan, decided = begin(story, run_id="same run")
+    module = import_module("nasbackup.steps.end_job")
+    retries: list[Ticket] = []
+
+    def overtaken(host: Any) -> Any:
+        if not retries:
+            retries.append(story.decide(run_id="same run")[0])
+        return connect(host)
+
+    monkeypatch.setattr(module, "connect", overtaken)
+    with suppress(LeaseLost):
+        steps.end_job(story.site, ticket=orphan)
+    monkeypatch.undo()
+    (retry,) = retries
+    assert retry.backup_id == decided.backup_id
+    assert story.load(decided.backup_id).status is BackupStatus.BACKING_UP, "the row is the retry's now"
+    steps.checkpoint(story.site, ticket=retry, quiesce=Quiesce.OFF)
+    finish(story, retry, decided)
+    story.assert_tidy()
+
+
+# --- steps, again ---------------------------------------------------------------------------------------------
+
+
+def test_every_step_may_be_called_twice(story: Story) -> None:
+    story.backup()
+    story.machine.guest_io("vda", "write -P 0x42 2M 1M")
+    first, decided = story.decide(run_id="twice")
+    ticket, again = story.decide(run_id="twice")
+    assert (again.backup_id, again.external_id, again.checkpoint) == (
+        decided.backup_id,
+        decided.external_id,
+        decided.checkpoint,
+    )
+    with pytest.raises(LeaseLost):
+        steps.checkpoint(story.site, ticket=first, quiesce=Quiesce.OFF)
+
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    made = checkpoints(story)
+    story.machine.guest_io("vda", "write -P 0x43 4M 1M")  # after the point in time
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    assert checkpoints(story) == made, "the second call found the point in time of the first"
+
+    copied(story, ticket, decided)
+    copied(story, ticket, decided)
+    story.freeze_and_compare(decided)
+    for _ in range(2):
+        for volume in decided.volumes:
+            assert steps.verify(story.site, ticket=ticket, volume=volume.name).verified_at
+    recorded = [steps.record(story.site, ticket=ticket) for _ in range(2)]
+    assert recorded[0] == recorded[1]
+    assert recorded[0].volumes[0].bytes_read == MIB
+    endings = [steps.end_job(story.site, ticket=ticket) for _ in range(2)]
+    assert [ending.status for ending in endings] == [BackupStatus.BACKED_UP] * 2
+    story.backup()
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def run_up_to(story: Story, place: str, *, run_id: str) -> tuple[Ticket, Backup]:
+    """A run whose process dies at the named place; nothing is cleaned up."""
+    ticket, decided = story.decide(run_id=run_id)
+    if place == "decided":
+        return ticket, decided
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    if place == "checkpointed":
+        return ticket, decided
+    steps.copy(story.site, ticket=ticket, volume=decided.volumes[0].name)
+    if place == "half copied":
+        return ticket, decided
+    steps.copy(story.site, ticket=ticket, volume=decided.volumes[1].name)
+    if place == "copied":
+        return ticket, decided
+    story.freeze_and_compare(decided)
+    for volume in decided.volumes:
+        steps.verify(story.site, ticket=ticket, volume=volume.name)
+    if place == "verified":
+        return ticket, decided
+    if place == "published":
+        killed_between_publish_and_record(story, ticket)
+        return ticket, decided
+    assert place == "recorded"
+    steps.record(story.site, ticket=ticket)
+    return ticket, decided
+
+
+def killed_between_publish_and_record(story: Story, ticket: Ticket) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backups, "record", _killed)
+        with pytest.raises(Killed):
+            steps.record(story.site, ticket=ticket)
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+PLACES = ["decided", "checkpointed", "half copied", "copied", "verified", "published", "recorded"]
+
+
+def test_a_run_that_died_between_any_two_steps_is_replaced_by_the_next_run(story: Story) -> None:
+    story.variables["nas.backup.full.every"] = "100"
+    previous = story.backup()
+    for number, place in enumerate(PLACES, start=1):
+        story.machine.guest_io("vda", f"write -P {number} {number}M 1M")
+        _, dead = run_up_to(story, place, run_id=f"dead, {place}")
+        story.machine.guest_io("vda", f"write -P {number} {number + 8}M 64k")
+        expire_leases(story)
+        heir = story.backup()
+        status = story.load(dead.backup_id).status
+        if place == "recorded":
+            assert (status, heir.parent) == (BackupStatus.BACKED_UP, dead.external_id)
+            assert heir.volumes[0].bytes_read == 65536
+        else:
+            assert (status, heir.parent) == (BackupStatus.FAILED, previous.external_id), place
+            assert heir.volumes[0].bytes_read == MIB + 65536, f"{place}: nothing that changed is lost"
+        assert heir.type is BackupType.INCREMENTAL
+        story.assert_tidy()
+        previous = heir
+    story.assert_restores(previous.external_id)  # through all that were recorded
+
+
+def test_a_run_that_died_between_any_two_steps_is_finished_by_its_own_retry(story: Story) -> None:
+    story.variables["nas.backup.full.every"] = "100"
+    previous = story.backup()
+    for number, place in enumerate(PLACES[:-1], start=1):
+        story.machine.guest_io("vda", f"write -P {number} {number}M 1M")
+        dead_ticket, dead = run_up_to(story, place, run_id=f"retried, {place}")
+        if place in ("verified", "published"):  # the task that died is tried again, alone
+            steps.record(story.site, ticket=dead_ticket)
+            steps.end_job(story.site, ticket=dead_ticket)
+            done = story.load(dead.backup_id)
+        else:
+            ticket, decided = story.decide(run_id=f"retried, {place}")
+            assert decided.backup_id == dead.backup_id, place
+            with pytest.raises(LeaseLost):
+                steps.copy(story.site, ticket=dead_ticket, volume=dead.volumes[0].name)
+            steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+            done = finish(story, ticket, decided)
+        assert (done.status, done.parent) == (BackupStatus.BACKED_UP, previous.external_id), place
+        assert done.volumes[0].bytes_read == MIB, place
+        story.assert_tidy()
+        previous = done
+    story.assert_restores(previous.external_id)  # through all of them
+
+
+def test_a_run_that_died_after_publishing_can_be_run_again_from_its_beginning(story: Story) -> None:
+    """The whole run was cleared in Airflow: decide_chain finds its row, and the directory is in place already."""
+    _, dead = run_up_to(story, "published", run_id="cleared")
+    ticket, decided = begin(story, run_id="cleared")
+    assert decided.backup_id == dead.backup_id
+    assert finish(story, ticket, decided).status is BackupStatus.BACKED_UP
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def test_a_directory_that_was_published_and_never_recorded_is_no_backup(story: Story) -> None:
+    """The manifest is there already: who reads the NAS alone must not take it for one when the heir is through."""
+    _, dead = run_up_to(story, "published", run_id="dead")
+    directory = Path(story.site.repository.path) / dead.external_id
+    assert manifest.read(directory)["external_id"] == dead.external_id
+    assert story.active_checkpoint() is None
+    expire_leases(story)
+    story.backup()
+    assert not directory.exists()
+    story.assert_tidy()
+
+
+# --- a process that is killed, or hangs, in the middle of a copy ----------------------------------------------
+
+COPY = """
+import json, os, sys
+from nasbackup import steps
+from nasbackup.catalog import Database
+from nasbackup.errors import NasBackupError
+from nasbackup.model import Host, Repository, RepositoryType
+given = json.loads(sys.argv[1])
+site = steps.Site(
+    database=Database(parameters=given["parameters"]),
+    host=Host(**given["host"]),
+    repository=Repository(**{**given["repository"], "type": RepositoryType(given["repository"]["type"])}),
+)
+try:
+    steps.copy(site, ticket=steps.Ticket(**given["ticket"]), volume=given["volume"])
+except NasBackupError as error:
+    print(type(error).__name__)
+"""
+
+
+@dataclass(kw_only=True)
+class Copying:
+    """A copy in a process of its own, which hangs in mid-copy because its qemu-nbd is stopped (SIGSTOP)."""
+
+    process: subprocess.Popen[str]
+    qemu_nbd: int
+    file: Path
+
+    def wake_up(self) -> str:
+        """What became of it: the class of its error."""
+        with suppress(ProcessLookupError):  # it may have noticed by itself
+            os.kill(self.qemu_nbd, signal.SIGCONT)
+        return self.end()
+
+    def end(self) -> str:
+        output, _ = self.process.communicate(timeout=60)
+        return output.strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+
+@contextmanager
+def hanging_in_mid_copy(story: Story, ticket: Ticket, decided: Backup) -> Iterator[Copying]:
+    given = {
+        "parameters": dict(story.site.database.parameters),
+        "host": asdict(story.site.host),
+        "repository": asdict(story.site.repository),
+        "ticket": asdict(ticket),
+        "volume": decided.volumes[0].name,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", COPY, json.dumps(given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield _hanging(process, story, decided, known=set(attempts(story, decided)))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def attempts(story: Story, decided: Backup) -> list[Path]:
+    instance, directory = decided.external_id.split("/")
+    return list((Path(story.site.repository.path) / instance / f".partial-{directory}").glob("*.attempt-*"))
+
+
+def _hanging(process: subprocess.Popen[str], story: Story, decided: Backup, *, known: set[Path]) -> Copying:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the copy ended before it could be stopped"
+        for file in set(attempts(story, decided)) - known:
+            with suppress(FileNotFoundError):
+                if file.stat().st_blocks * 512 > MIB:
+                    server = _child_of(process.pid)
+                    os.kill(server, signal.SIGSTOP)
+                    assert file.stat().st_blocks * 512 < BIG // 2, "in the middle"
+                    return Copying(process=process, qemu_nbd=server, file=file)
+        time.sleep(0.001)
+    raise AssertionError("the copy has not begun to write")
+
+
+def _child_of(parent: int) -> int:
+    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    assert b"qemu-nbd" in Path(f"/proc/{child}/cmdline").read_bytes()
+    return int(child)
+
+
+def gone(process: int, *, within: float = 10) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+BIG = 192 * MIB
+
+
+@pytest.fixture
+def big_story(libvirt_connection: Any, site: Site, vm_name: str, tmp_path: Path) -> Iterator[Story]:
+    """A volume that takes long enough to be caught in mid-copy."""
+    with lab.lab_vm(libvirt_connection, name=vm_name, volumes=[lab.Volume(size=BIG)]) as machine:
+        machine.guest_io("vda", f"write -P 0x11 0 {BIG // MIB}M")
+        yield Story(site=site, machine=machine, work=tmp_path)
+
+
+def test_a_copy_killed_in_the_middle_leaves_no_process_and_its_retry_is_byte_identical(big_story: Story) -> None:
+    story = big_story
+    ticket, decided = begin(story)
+    with hanging_in_mid_copy(story, ticket, decided) as copying:
+        copying.kill()
+        assert gone(copying.qemu_nbd), "the kernel ends it with the process that started it, though it was stopped"
+        assert copying.file.exists()
+    recorded = finish(story, ticket, decided)
+    assert not copying.file.exists()
+    assert recorded.volumes[0].bytes_read == BIG
+    directory = Path(story.site.repository.path) / recorded.external_id
+    assert {path.name for path in directory.iterdir()} == {"domain.xml", "manifest.json", recorded.volumes[0].file}
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def test_orphans_that_wake_up_beside_their_retries_change_nothing(big_story: Story) -> None:
+    story = big_story
+    ticket, decided = begin(story, run_id="run")
+    volume = decided.volumes[0].name
+    with (
+        hanging_in_mid_copy(story, ticket, decided) as first,
+        hanging_in_mid_copy(story, ticket, decided) as second,
+    ):
+        # The task alone was tried again: orphan and retry show the same token, the catalog names the attempt.
+        assert first.wake_up() in ("AttemptSuperseded", "WriteFailed")  # its file was taken away from it, too
+        # The whole run is tried again: the orphan's token is void, though the row and the job are the same.
+        retry, again = story.decide(run_id="run")
+        assert again.backup_id == decided.backup_id
+        steps.checkpoint(story.site, ticket=retry, quiesce=Quiesce.OFF)
+        named = steps.copy(story.site, ticket=retry, volume=volume)
+        assert second.end() == "LeaseLost"  # it notices while it hangs
+    assert {file.name for file in attempts(story, decided)} == {f"{named.file}.attempt-{named.attempt}"}
+    story.freeze_and_compare(decided)
+    assert steps.verify(story.site, ticket=retry, volume=volume).attempt == named.attempt
+    recorded = steps.record(story.site, ticket=retry)
+    assert recorded.volumes[0].attempt == named.attempt
+    steps.end_job(story.site, ticket=retry)
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+def test_an_orphan_that_wakes_up_after_another_run_took_over_leaves_no_byte(big_story: Story) -> None:
+    story = big_story
+    ticket, orphaned = begin(story, run_id="orphan")
+    with hanging_in_mid_copy(story, ticket, orphaned) as orphan:
+        expire_leases(story)
+        story.machine.guest_io("vda", "write -P 0x22 0 4M")
+        heir, inherited = begin(story, run_id="heir")
+        assert orphan.wake_up() in ("JobLost", "LeaseLost")
+        recorded = finish(story, heir, inherited)
+    assert story.load(orphaned.backup_id).status is BackupStatus.FAILED
+    assert names_on_nas(story) == {recorded.external_id}
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+# --- a guest that goes away -----------------------------------------------------------------------------------
+
+
+def test_a_vm_destroyed_in_mid_run_is_a_lost_job_and_the_next_run_works(story: Story) -> None:
+    base = story.backup()
+    story.machine.guest_io("vda", "write -P 0x44 0 1M")
+    ticket, decided = begin(story)
+    steps.copy(story.site, ticket=ticket, volume=decided.volumes[0].name)
+    story.machine.destroy()
+    with pytest.raises(JobLost, match=f"The backup job of VM {story.machine.name} ended"):
+        steps.copy(story.site, ticket=ticket, volume=decided.volumes[1].name)
+    assert steps.end_job(story.site, ticket=ticket).status is BackupStatus.FAILED
+    assert names_on_nas(story) == {base.external_id}
+
+    story.machine.start()
+    after = story.backup()
+    assert (after.type, after.parent) == (BackupType.INCREMENTAL, base.external_id)
+    assert after.volumes[0].bytes_read == MIB
+    story.assert_everything_restores()
+    story.assert_tidy()
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_volumes_of_two_points_in_time_are_never_recorded_as_one_backup(story: Story, restarted: bool) -> None:
+    """The job was lost after one volume was copied, and checkpoint alone was tried again."""
+    ticket, decided = begin(story)
+    first, second = decided.volumes
+    steps.copy(story.site, ticket=ticket, volume=first.name)
+    steps.verify(story.site, ticket=ticket, volume=first.name)
+    story.machine.guest_io("vda", "write -P 0x45 0 1M")
+    story.machine.guest_io("vdb", "write -P 0x45 0 1M")
+    story.machine.destroy()
+    if restarted:
+        story.machine.start()
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    steps.copy(story.site, ticket=ticket, volume=second.name)
+    steps.verify(story.site, ticket=ticket, volume=second.name)
+    with pytest.raises(NasBackupError):
+        steps.record(story.site, ticket=ticket)
+    steps.end_job(story.site, ticket=ticket)
+    assert names_on_nas(story) == set()
+
+
+def test_a_vm_destroyed_in_mid_copy_ends_the_copy_at_once_and_says_so(big_story: Story) -> None:
+    story = big_story
+    ticket, decided = begin(story)
+    with hanging_in_mid_copy(story, ticket, decided) as copying:
+        story.machine.destroy()
+        assert copying.wake_up() == "JobLost"
+    steps.end_job(story.site, ticket=ticket)
+    assert names_on_nas(story) == set()
+    assert tool("qemu-img", "check", str(story.machine.disks["vda"]))
