@@ -21,12 +21,11 @@ them in one zone.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.forms import backup_params
-from nasbackup.airflow.retries import retry_policy
+from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.try_again import TryAgainOperator
 from nasbackup.fleet import load
 
@@ -43,12 +42,7 @@ VOLUME_LABEL = "{{ volume_label }}"
     tags=["nas-backup"],
     max_active_runs=64,
     is_paused_upon_creation=False,
-    default_args={
-        "owner": "nas-backup",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=20),
-        "retry_policy": retry_policy(),
-    },
+    default_args=task_defaults(),
 )
 def nas_backup() -> None:
     @task

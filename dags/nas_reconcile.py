@@ -14,12 +14,11 @@ A scheduled run acts; a manual run only lists, unless `dry_run` is set to false.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.forms import reconcile_params
-from nasbackup.airflow.retries import retry_policy
+from nasbackup.airflow.retries import task_defaults
 
 
 @dag(
@@ -32,12 +31,7 @@ from nasbackup.airflow.retries import retry_policy
     max_active_runs=1,
     params=reconcile_params(),
     tags=["nas-backup"],
-    default_args={
-        "owner": "nas-backup",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=20),
-        "retry_policy": retry_policy(),
-    },
+    default_args=task_defaults(),
 )
 def nas_reconcile() -> None:
     @task

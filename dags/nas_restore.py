@@ -10,12 +10,11 @@ VM stays as it is. The directory is on the machine that runs the task.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.forms import restore_params
-from nasbackup.airflow.retries import retry_policy
+from nasbackup.airflow.retries import task_defaults
 
 
 @dag(
@@ -27,12 +26,7 @@ from nasbackup.airflow.retries import retry_policy
     params=restore_params(),
     tags=["nas-backup"],
     is_paused_upon_creation=False,
-    default_args={
-        "owner": "nas-backup",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=20),
-        "retry_policy": retry_policy(),
-    },
+    default_args=task_defaults(),
 )
 def nas_restore() -> None:
     @task

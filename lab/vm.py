@@ -9,59 +9,44 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import secrets
-import select
 import shutil
 import signal
 import string
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
 import libvirt_qemu
 
 from lab import guest
+from lab.accelerator import accelerator
 from lab.console import Console
+from lab.definition import Volume, create_disk, disk_xml, domain_xml, publish
+from lab.places import GUEST_IMAGES, IMAGES, LOGS, PID_FILES, URI, LabError, connect, make_directory
 
-URI = "qemu:///system"
-KVM = Path("/dev/kvm")
-QEMU_USER = "libvirt-qemu"  # on Debian and Ubuntu
-# QEMU runs as a user of its own, who can reach libvirt's directory of images and rarely a checkout in a home directory.
-IMAGES = Path("/var/lib/libvirt/images/nasbackup-lab")
-GUEST_IMAGES = IMAGES / "_guest"
-LOGS = Path("/var/log/libvirt/qemu")
-PID_FILES = Path("/run/libvirt/qemu")
+__all__ = [
+    "GUEST_IMAGES",
+    "IMAGES",
+    "URI",
+    "Bitmap",
+    "LabError",
+    "LabVm",
+    "Volume",
+    "accelerator",
+    "connect",
+    "define_vm",
+    "disk_xml",
+    "lab_vm",
+]
 
-MEMORY_MIB = 96  # for the guest
-MEMORY_MIB_WITHOUT_OS = 16
-TCG_CACHE_MIB = 32  # else QEMU takes as much for translated code as the host's memory suggests
-KVM_PROBE_SECONDS = 5.0
-KERNEL_ARGUMENTS = "console=ttyS0 quiet loglevel=3 panic=-1"
-
-Accelerator = Literal["kvm", "qemu"]  # as in <domain type='…'>
 _NAME = re.compile(r"[a-zA-Z0-9][\w.-]*", re.ASCII)
-
-# libvirt's default handler prints every error to stderr, also those that the caller expects and handles.
-libvirt.registerErrorHandler(lambda _context, _error: None, None)
-
-
-class LabError(Exception):
-    """Something in the lab did not do what it was told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Volume:
-    size: int  # bytes
-    filesystem: bool = False  # an ext4 file system over the whole disk, or nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,208 +59,18 @@ class Bitmap:
     inconsistent: bool
 
 
-def connect(*, uri: str = URI) -> Any:
-    return libvirt.open(uri)
-
-
-# --- which accelerator ----------------------------------------------------------------------------------------
-
-
-def accelerator(*, cache: Path = guest.CACHE) -> Accelerator:
-    """``kvm`` if a guest really boots with it, else ``qemu`` (emulation). Tried once per boot of the machine.
-
-    A KVM device proves nothing: QEMU's user may not open it, or (nested) it may not get through a kernel's boot.
-    """
-    if not KVM.exists():
-        return "qemu"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with guest.locked(cache / "accelerator.lock"):
-            return _cached_verdict(cache) or _find_out(cache)
-    except Exception:  # whatever keeps us from asking: emulation always works
-        return "qemu"
-
-
-def _cached_verdict(cache: Path) -> Accelerator | None:
-    try:
-        stored = json.loads((cache / "accelerator.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return stored["accelerator"] if stored["circumstances"] == _circumstances() else None
-
-
-def _find_out(cache: Path) -> Accelerator:
-    verdict: Accelerator = "kvm" if _boots_under_kvm(publish(guest.build(cache=cache))) else "qemu"
-    temporary = cache / "accelerator.json.new"
-    temporary.write_text(json.dumps({"accelerator": verdict, "circumstances": _circumstances()}))
-    temporary.replace(cache / "accelerator.json")
-    return verdict
-
-
-def _circumstances() -> str:
-    """What the verdict depends on: this boot of this machine, and who may open the device."""
-    device = KVM.stat()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"boot {boot}, device {device.st_mode:o} {device.st_uid}:{device.st_gid}"
-
-
-def _boots_under_kvm(boot: Published) -> bool:
-    # Straight from QEMU and as libvirt's user: with a KVM device that this user may not open, libvirt itself takes
-    # most of a minute to say so, because it asks QEMU for its capabilities again and again.
-    command = [
-        *("qemu-system-x86_64", "-accel", "kvm", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none"),
-        *("-no-reboot", "-serial", "stdio", "-kernel", str(boot.kernel), "-initrd", str(boot.initrd)),
-        *("-append", KERNEL_ARGUMENTS),
-    ]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **_as_qemu_user()
-    ) as process:
-        assert process.stdout is not None
-        try:
-            return _says_ready(process.stdout.fileno(), timeout=KVM_PROBE_SECONDS)
-        finally:
-            process.kill()
-
-
-def _as_qemu_user() -> dict[str, Any]:
-    if os.geteuid() != 0:
-        return {}
-    user = pwd.getpwnam(QEMU_USER)
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
-
-
-def _says_ready(output: int, *, timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
-    seen = b""
-    while select.select([output], [], [], max(deadline - time.monotonic(), 0))[0]:
-        data = os.read(output, 4096)
-        if not data:
-            return False
-        seen += data
-        if b"READY" in seen:
-            return True
-    return False
-
-
-# --- disks and definition -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """Kernel and initramfs where QEMU's user can read them."""
-
-    kernel: Path
-    initrd: Path
-
-
-def publish(built: guest.Guest) -> Published:
-    """Shared by all VMs and never changed in place: a VM restored from a backup still finds what it boots from."""
-    _make_directory(GUEST_IMAGES)
-    published = Published(
-        kernel=GUEST_IMAGES / f"vmlinuz-{built.digest}",
-        initrd=GUEST_IMAGES / f"initrd-{built.digest}.img",
-    )
-    for source, target in ((built.kernel, published.kernel), (built.initrd, published.initrd)):
-        if not target.exists():
-            temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-            shutil.copyfile(source, temporary)
-            temporary.chmod(0o644)
-            temporary.replace(target)
-    return published
-
-
-def _make_directory(path: Path) -> None:
-    """One that QEMU's user can pass through, whatever our umask."""
-    for directory in (IMAGES, path):
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o711)
-
-
-def create_disk(path: Path, *, volume: Volume) -> None:
-    """A qcow2 image, empty or with an ext4 file system."""
-    if not volume.filesystem:
-        _run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(volume.size)])
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".raw") as raw:
-        raw.truncate(volume.size)
-        # Everything is initialised here: the kernel of a lazily made file system writes for minutes after the mount.
-        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        # Few inodes and a small journal: less to write here and to copy in each full backup.
-        _run(["mkfs.ext4", "-q", "-E", options, "-i", "65536", "-J", "size=4", raw.name])
-        _run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw.name, str(path)])
-
-
 def define_vm(connection: Any, *, name: str, volumes: Sequence[Volume], operating_system: bool = False) -> LabVm:
     """A persistent, stopped VM with these disks, called vda, vdb… in this order."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"not fit for the name of a VM and its directory: {name!r}")
     directory = IMAGES / name
-    _make_directory(directory)
+    make_directory(directory)
     disks = {f"vd{letter}": directory / f"vd{letter}.qcow2" for letter in string.ascii_lowercase[: len(volumes)]}
     for path, volume in zip(disks.values(), volumes, strict=True):
         create_disk(path, volume=volume)
     boot = publish(guest.build()) if operating_system else None
     connection.defineXML(domain_xml(name=name, kind=accelerator(), disks=disks, boot=boot))
     return LabVm(connection=connection, name=name)
-
-
-def domain_xml(*, name: str, kind: Accelerator, disks: Mapping[str, Path], boot: Published | None) -> str:
-    """No network, no graphics, no USB (its controller wakes an idle emulator all the time), one serial console.
-
-    With an operating system there is also the channel on which libvirt speaks with the guest agent.
-    """
-    memory = MEMORY_MIB if boot else MEMORY_MIB_WITHOUT_OS
-    tcg = f"<tcg><tb-cache unit='MiB'>{TCG_CACHE_MIB}</tb-cache></tcg>" if kind == "qemu" else ""
-    direct_boot = (
-        f"""
-        <kernel>{boot.kernel}</kernel>
-        <initrd>{boot.initrd}</initrd>
-        <cmdline>{KERNEL_ARGUMENTS}</cmdline>"""
-        if boot
-        else ""
-    )
-    agent = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>" if boot else ""
-    # The machine type `pc` takes hot-plugged disks without further ado; q35 would need ports set aside for them.
-    return f"""
-    <domain type='{kind}'>
-      <name>{name}</name>
-      <memory unit='MiB'>{memory}</memory>
-      <vcpu>1</vcpu>
-      <os>
-        <type arch='x86_64' machine='pc'>hvm</type>{direct_boot}
-      </os>
-      <features><acpi/><apic/>{tcg}</features>
-      <on_reboot>destroy</on_reboot>
-      <on_crash>destroy</on_crash>
-      <devices>
-        {"".join(disk_xml(target=target, path=path) for target, path in disks.items())}
-        <controller type='usb' model='none'/>
-        <memballoon model='none'/>
-        <serial type='pty'/>
-        {agent}
-      </devices>
-    </domain>
-    """
-
-
-def disk_xml(*, target: str, path: Path) -> str:
-    # The guest's discards reach the image; zeros that it writes stay writes (detect_zeroes is off by default).
-    return f"""
-        <disk type='file' device='disk'>
-          <driver name='qemu' type='qcow2' discard='unmap'/>
-          <source file='{path}'/>
-          <target dev='{target}' bus='virtio'/>
-        </disk>"""
-
-
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
-    if result.returncode:
-        raise LabError(f"{' '.join(command)} failed: {result.stderr.strip()}")
-
-
-# --- one VM ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)

@@ -194,18 +194,9 @@ class ChainDecision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackupVolume:
-    """A volume of a recorded (or running) backup."""
+class BackupVolume(VolumePlan):
+    """A volume of a recorded (or running) backup: what was planned, and what came of it."""
 
-    name: str
-    source: str
-    target: str
-    format: str
-    file: str
-    virtual_size: int
-    type: BackupType
-    reason: VolumeReason
-    backing: str | None
     source_stamp: str | None = None
     bytes_read: int | None = None
     bytes_written: int | None = None

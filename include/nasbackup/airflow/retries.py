@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
@@ -28,3 +30,13 @@ def _tree(root: type[NasBackupError]) -> Iterator[type[NasBackupError]]:
     yield root
     for child in root.__subclasses__():
         yield from _tree(child)
+
+
+def task_defaults() -> dict[str, Any]:
+    """What the tasks of every DAG here have in common."""
+    return {
+        "owner": "nas-backup",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=20),
+        "retry_policy": retry_policy(),
+    }
