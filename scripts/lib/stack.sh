@@ -80,7 +80,7 @@ _fingerprint() {
   {
     cat "$STACK_DIR/env" "$SUPERVISOR_CONF" "$ROOT/uv.lock"
     printf '%s\n' "$NASBACKUP_PG_COMMAND"
-    find "$ROOT/include" "$ROOT/plugins" -type f ! -name '*.pyc' -print0 2>/dev/null | sort -z | xargs -0r sha256sum
+    find "$ROOT/include" "$ROOT/plugins" "$ROOT/lab/stack" -type f ! -name '*.pyc' -print0 | sort -z | xargs -0r sha256sum
   } | sha256sum
 }
 
