@@ -87,6 +87,7 @@ _write_env() {
   [[ $STACK != test ]] || timings=(
     AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT=30
     AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL=5
+    AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL=20
   )
 
   # shellcheck disable=SC2054 # the commas belong to the values

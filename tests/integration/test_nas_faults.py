@@ -27,6 +27,7 @@ from nasbackup.nas.watchdog import watched
 from nasbackup.steps import Site, Ticket
 
 from lab import vm as lab
+from lab.places import QEMU_USER
 from lab.nas import FaultyNas, faulty_nas, small_nas, waits_uninterruptibly
 from tests.integration.story import Story
 
@@ -210,7 +211,7 @@ def scratch() -> Iterator[Path]:
     """A small directory for QEMU's scratch files."""
     path = Path("/var/lib/nasbackup") / f"scratch-{os.getpid()}"
     with small_nas(path, size=32 * MIB):
-        subprocess.run(["chown", f"{lab.QEMU_USER}:", str(path)], check=True)
+        subprocess.run(["chown", f"{QEMU_USER}:", str(path)], check=True)
         yield path
     path.rmdir()
 
