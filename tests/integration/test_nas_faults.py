@@ -27,8 +27,8 @@ from nasbackup.nas.watchdog import watched
 from nasbackup.steps import Site, Ticket
 
 from lab import vm as lab
-from lab.places import QEMU_USER
 from lab.nas import FaultyNas, faulty_nas, small_nas, waits_uninterruptibly
+from lab.places import QEMU_USER
 from tests.integration.story import Story
 
 MIB = 1 << 20

@@ -45,7 +45,17 @@ def test_two_vms_with_one_and_two_volumes_at_once(plant: Plant, make_vm: MakeVm,
     assert "position 1" in decided["explanation"]
     labels = {task.title for task in plant.airflow.tasks("nas_backup", runs[1])}
     assert labels == {
-        *("decide_chain", "checkpoint", "copy[vda]", "copy[vdb]", "verify[vda]", "verify[vdb]", "record", "end_job")
+        *(
+            "decide_chain",
+            "checkpoint",
+            "copy[vda]",
+            "copy[vdb]",
+            "verify[vda]",
+            "verify[vdb]",
+            "record",
+            "end_job",
+            "try_again",
+        )
     }
     copied = plant.airflow.result("nas_backup", runs[1], "copy", map_index=1)["result"]
     assert copied["digest"].startswith("sha256-")
