@@ -26,13 +26,22 @@ def bound_to_parent(command: list[str]) -> list[str]:
 
     The thread rule is Linux's (PR_SET_PDEATHSIG): start such a process in the thread that also waits for its end.
     """
-    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    # Killed before setpriv said so, nobody would be told: whoever is an orphan by then does not begin. The shell reads
+    # this constant alone; the command is handed on word by word.
+    begin = '[ "$PPID" = "$0" ] && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", begin, str(os.getpid()), *command]
 
 
-def run_tool(*command: str, accept: Collection[int] = (0,)) -> subprocess.CompletedProcess[str]:
-    """Run to the end. Raises ToolFailed for an exit code that isn't in ``accept``."""
+def run_tool(
+    *command: str, accept: Collection[int] = (0,), outlives_us: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end. Raises ToolFailed for an exit code that isn't in ``accept``.
+
+    ``outlives_us``: it comes to its end also when we are killed meanwhile, instead of being killed too.
+    """
     done = subprocess.run(
-        bound_to_parent(list(command)),
+        list(command) if outlives_us else bound_to_parent(list(command)),
+        start_new_session=outlives_us,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

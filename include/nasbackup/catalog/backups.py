@@ -87,11 +87,9 @@ def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
     return with_volumes(cursor, cursor.fetchall())
 
 
-def has_external_id(cursor: Cursor, *, repository: str, external_id: str) -> bool:
-    cursor.execute(
-        "SELECT 1 FROM backup JOIN repository r USING (repository_id) WHERE r.name = %s AND external_id = %s",
-        (repository, external_id),
-    )
+def has_external_id(cursor: Cursor, *, external_id: str) -> bool:
+    """In any repository: a backup is named by its external id alone."""
+    cursor.execute("SELECT 1 FROM backup WHERE external_id = %s", (external_id,))
     return cursor.fetchone() is not None
 
 

@@ -68,10 +68,13 @@ def usable_bitmaps(hypervisor: Hypervisor, *, vm: str, checkpoint: str, covered:
     }
 
 
-def drop(hypervisor: Hypervisor, *, vm_uuid: str, unneeded: Collection[str]) -> list[str]:
+def drop(
+    hypervisor: Hypervisor, *, vm_uuid: str, unneeded: Collection[str], perhaps_unknown: bool = False
+) -> list[str]:
     """Delete those of ``unneeded`` that the domain has, bitmaps included; returns their names.
 
-    Also the broken ones, and those of which only the bitmaps or only libvirt's metadata are left.
+    Also the broken ones, and those of which only the bitmaps or only libvirt's metadata are left. ``perhaps_unknown``:
+    a running QEMU may have them in its memory alone, where only an attempt shows them (libvirt lost its metadata).
     """
     domain = hypervisor.domain_by_uuid(vm_uuid)
     if domain is None or not unneeded:
@@ -84,7 +87,9 @@ def drop(hypervisor: Hypervisor, *, vm_uuid: str, unneeded: Collection[str]) -> 
         for name in sorted(unneeded):
             targets = [target for target, bitmaps in stored.items() if name in bitmaps]
             if name not in known and not targets:
-                continue
+                if not (perhaps_unknown and domain.isActive()):
+                    continue
+                targets = list(sources)
             if domain.isActive():
                 _delete_running(hypervisor, domain=domain, name=name, stored=targets)
             else:

@@ -137,7 +137,7 @@ def end(hypervisor: Hypervisor, *, name: JobName) -> bool:
         domain = hypervisor.domain_by_uuid(name.vm_uuid)
         with hypervisor.doing("ending the backup job"):
             if domain is not None:
-                domain.abortJob()
+                _abort(domain)
         deadline = time.monotonic() + _END_TIMEOUT
         while running_job(hypervisor, vm_uuid=name.vm_uuid) is not None:
             if time.monotonic() > deadline:
@@ -149,6 +149,15 @@ def end(hypervisor: Hypervisor, *, name: JobName) -> bool:
     for path in name.leftovers():
         path.unlink(missing_ok=True)
     return current is not None
+
+
+def _abort(domain: libvirt.virDomain) -> None:
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError as error:
+        # It is ending already: somebody who was killed since has asked for that, or the guest shuts down.
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
 
 
 def _running(hypervisor: Hypervisor, *, name: JobName) -> libvirt.virDomain:

@@ -59,9 +59,11 @@ def stamp(image: Path) -> str:
 
 
 def _bitmap(action: str, image: Path, *, name: str, vm: str) -> None:
-    # `qemu-img bitmap` takes a plain file name only, and it takes it as one when it is absolute.
+    # `qemu-img bitmap` takes a plain file name only, and it takes it as one when it is absolute. It is never killed:
+    # while it has the image open, all bitmaps in it are flagged in-use, also the base of the next incremental.
+    command = ("qemu-img", "bitmap", action, "-f", "qcow2", "--", str(image.absolute()), name)
     try:
-        run_tool("qemu-img", "bitmap", action, "-f", "qcow2", "--", str(image.absolute()), name)
+        run_tool(*command, outlives_us=True)
     except ToolFailed as error:
         if "lock" in error.data["stderr"]:
             raise VmStarted(vm=vm) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from nasbackup import chain, layout
 from nasbackup.catalog import Cursor, backups, history, leases, vms
+from nasbackup.errors import NasError
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Mode, Quiesce, Vm
 from nasbackup.settings import Settings
@@ -77,9 +78,19 @@ def _resume(site: Site, hypervisor: Hypervisor, *, lease: Lease, run_id: str) ->
             mine = backup
         else:
             log.warning("%s was left unfinished by %s: cleaning up", backup.external_id, backup.run_id)
-            discard(
-                site, hypervisor, backup=backup, lease_token=lease.token, why="its run died; cleaned up by the next run"
-            )
+            try:
+                discard(
+                    site,
+                    hypervisor,
+                    backup=backup,
+                    lease_token=lease.token,
+                    why="its run died; cleaned up by the next run",
+                )
+            except NasError as error:
+                # Its host side is clean. Files in another repository wait until that one is back.
+                if backup.repository == site.repository.name:
+                    raise
+                log.warning("%s: its files are left: %s", backup.external_id, error)
     if mine is not None:
         with site.database.transaction() as cursor:
             backups.adopt(cursor, backup_id=mine.backup_id, lease_token=lease.token)
@@ -100,7 +111,7 @@ def _announce(
     existing = checkpoints.names(hypervisor.domain(name=vm.name))
     with site.database.transaction() as cursor:
         taken = existing | vms.checkpoints_ever_made(cursor, vm_uuid=vm.uuid)
-        when = _free_second(cursor, now=now, vm=vm, repository=site.repository.name, taken=taken)
+        when = _free_second(cursor, now=now, vm=vm, taken=taken)
     decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=when)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=vm.uuid, vm=vm.name, token=lease.token)
@@ -133,11 +144,11 @@ def _decide(
     return decision
 
 
-def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, repository: str, taken: frozenset[str]) -> datetime:
+def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, taken: frozenset[str]) -> datetime:
     """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
     when = now.replace(microsecond=0)
     while layout.checkpoint_name(when=when) in taken or backups.has_external_id(
-        cursor, repository=repository, external_id=layout.external_id(vm=vm.name, when=when)
+        cursor, external_id=layout.external_id(vm=vm.name, when=when)
     ):
         when += timedelta(seconds=1)
     return when

@@ -33,7 +33,10 @@ def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: 
         lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
         lambda: job.end(hypervisor, name=site.job_name(backup)),
         lambda: checkpoints.drop(
-            hypervisor, vm_uuid=backup.vm_uuid, unneeded=[backup.checkpoint] if backup.checkpoint else []
+            hypervisor,
+            vm_uuid=backup.vm_uuid,
+            unneeded=[backup.checkpoint] if backup.checkpoint else [],
+            perhaps_unknown=True,
         ),
         lambda: watched(
             site.repository,

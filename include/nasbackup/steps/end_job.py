@@ -28,8 +28,9 @@ class Ending:
 def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -> Ending:
     """End the libvirt job; drop checkpoints that nothing needs any more, or undo a backup that was not recorded.
 
-    The lease is released even when something could not be cleaned up: the next run does the rest. Without the
-    lease (another run took over and cleaned up) nothing is touched. Raises the first error met.
+    When something could not be cleaned up the lease stays: a second call does the rest, or, once the lease has
+    expired, the next run. Without the lease (another run took over and cleaned up) nothing is touched. Raises the
+    first error met.
     """
     with site.database.transaction() as cursor:
         backup = backups.get(cursor, backup_id=ticket.backup_id)
@@ -54,8 +55,14 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
             else:
                 vm_changed = _vm_changed(site, hypervisor, backup=backup)
                 discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
-    finally:
-        _give_back(site, ticket=ticket, why_failed=why_failed)
+    except BaseException:
+        with site.database.transaction() as cursor:
+            # The mark at least must be set. Who has lost the lease meanwhile writes nothing.
+            leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+            backups.fail(cursor, backup_id=ticket.backup_id, error=why_failed)
+        raise
+    with site.database.transaction() as cursor:
+        leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
     with site.database.transaction() as cursor:
         status = backups.get(cursor, backup_id=ticket.backup_id).status
     return Ending(
@@ -64,15 +71,6 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
         dropped_checkpoints=tuple(dropped),
         try_again=status is BackupStatus.FAILED and vm_changed,
     )
-
-
-def _give_back(site: Site, *, ticket: Ticket, why_failed: str) -> None:
-    """Release the lease; a backup that is still open is marked at least: the host could not be reached, and the next
-    run cleans up. Who has lost the lease meanwhile writes nothing.
-    """
-    with site.database.transaction() as cursor:
-        if leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token):
-            backups.fail(cursor, backup_id=ticket.backup_id, error=why_failed)
 
 
 def _vm_changed(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> bool:

@@ -120,9 +120,17 @@ class QemuNbd:
 
 
 def _private_directory() -> Path:
-    """A new directory with mode 0700, where the path of a socket is short enough to be one."""
-    directory = Path(tempfile.mkdtemp(prefix="nasbackup-"))
+    """A new directory with mode 0700, where the path of a socket is short enough to be one.
+
+    Its name says whose it is: who was killed could not remove it, so the next one does.
+    """
+    prefix = f"nasbackup-{os.getpid()}-"
+    for abandoned in Path(tempfile.gettempdir()).glob("nasbackup-*-*"):
+        owner = abandoned.name.split("-")[1]
+        if owner.isdecimal() and not Path("/proc", owner).exists():
+            shutil.rmtree(abandoned, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
     if len(os.fsencode(directory / "nbd")) <= _SOCKET_PATH_MAX:
         return directory
     directory.rmdir()
-    return Path(tempfile.mkdtemp(prefix="nasbackup-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
