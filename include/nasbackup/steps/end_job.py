@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nasbackup.catalog import backups, leases, vms
-from nasbackup.errors import LeaseLost
+from nasbackup.errors import LeaseLost, NasError
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, quiescing
 from nasbackup.model import Backup, BackupStatus, VmState
 from nasbackup.steps.discard import discard, try_all
@@ -28,7 +28,7 @@ class Ending:
 def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -> Ending:
     """End the libvirt job; drop checkpoints that nothing needs any more, or undo a backup that was not recorded.
 
-    When something could not be cleaned up the lease stays: a second call does the rest, or, once the lease has
+    When the host could not be cleaned up the lease stays: a second call does the rest, or, once the lease has
     expired, the next run. Without the lease (another run took over and cleaned up) nothing is touched. Raises the
     first error met.
     """
@@ -55,11 +55,14 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
             else:
                 vm_changed = _vm_changed(site, hypervisor, backup=backup)
                 discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
-    except BaseException:
+    except BaseException as error:
         with site.database.transaction() as cursor:
             # The mark at least must be set. Who has lost the lease meanwhile writes nothing.
             leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
             backups.fail(cursor, backup_id=ticket.backup_id, error=why_failed)
+            if isinstance(error, NasError):
+                # The guest is free; files on a NAS that is away wait for the next run, which must not wait for us.
+                leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
         raise
     with site.database.transaction() as cursor:
         leases.release(cursor, vm_uuid=ticket.vm_uuid, token=ticket.lease_token)
