@@ -75,6 +75,10 @@ class UnknownRepository(RequestError):
     )
 
 
+class UnknownPolicy(RequestError):
+    template = "fleet.yaml has no policy {policy!r}. Its policies: {known}."
+
+
 class ConnectionInvalid(RequestError):
     template = "Connection {connection!r}: {problem}."
 
@@ -89,6 +93,14 @@ class BackupNotFound(RequestError):
 
 class BackupNotRestorable(RequestError):
     template = "Backup {backup} cannot be restored: {why}."
+
+
+class BackupNotDeletable(RequestError):
+    template = "Backup {backup} cannot be deleted: {why}."
+
+
+class BackupNotKept(RequestError):
+    template = "Backup {backup} is {status}: only a BackedUp one can be pinned or given an expiry date."
 
 
 class TargetExists(RequestError):
@@ -218,6 +230,12 @@ class RepositoryFull(NasError):
     template = (
         "Repository {repository} is full: needs {needs} bytes, has {has}. Free some space or lower the retention."
     )
+
+
+class RepositoryFilling(NasError):
+    """Nothing has failed yet: somebody should make room before it does."""
+
+    template = "Repository {repository} is filling up: {why}. Make room, or lower the retention, before it is full."
 
 
 class NasIo(NasError):

@@ -1,4 +1,4 @@
-"""``fleet.yaml``: zones, their hosts and repositories. Names are ids of Airflow Connections.
+"""``fleet.yaml``: zones, their hosts and repositories (ids of Airflow Connections), and policies.
 
 ::
 
@@ -6,6 +6,15 @@
       default:
         hosts: [kvm_one, kvm_two]         # Connections of type libvirt
         repositories: [nas_main]          # Connections of type nas; the first is the zone's default
+    policies:                             # the first that matches a VM is the VM's
+      standard:
+        vms: ["*"]                        # globs of instance names
+        timezone: Europe/Berlin
+        retention: {keep_daily: 7, keep_weekly: 4, recovery_window: 14 days}
+    retention:
+      keep_orphaned: 90 days              # backups of VMs without a policy, or that are not defined any more
+      at_most: {backups: 200, percent: 20}   # more in one run is asked about first
+    capacity: {warn_percent: 85, warn_days: 30}
 
 Read while Airflow parses DAG files, so this module stays light.
 """
@@ -16,13 +25,18 @@ import functools
 import importlib.resources
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 
-from nasbackup.errors import FleetInvalid, UnknownHost
+from nasbackup.errors import FleetInvalid, ParamInvalid, UnknownHost, UnknownPolicy
+from nasbackup.retention.capacity import Thresholds
+from nasbackup.retention.rules import Guard, Policy, RetentionRules, Span, Unprotected
 
 ENVIRONMENT = "NASBACKUP_FLEET"
 DEFAULT_PATH = "/etc/nasbackup/fleet.yaml"
@@ -38,6 +52,10 @@ class Zone:
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
     zones: tuple[Zone, ...]
+    policies: tuple[Policy, ...] = ()
+    unprotected: Unprotected = field(default_factory=Unprotected)
+    guard: Guard = field(default_factory=Guard)
+    capacity: Thresholds = field(default_factory=Thresholds)
 
     @property
     def hosts(self) -> list[str]:
@@ -53,6 +71,23 @@ class Fleet:
             if host in zone.hosts:
                 return zone
         raise UnknownHost(host=host, known=", ".join(self.hosts) or "none", file=path())
+
+    def policy_of(self, *, vm: str, host: str) -> Policy | None:
+        """The first policy that matches the VM; None: it is unprotected."""
+        zone = next((zone.name for zone in self.zones if host in zone.hosts), None)
+        for policy in self.policies:
+            if policy.zones and zone not in policy.zones:
+                continue
+            if any(fnmatchcase(vm, glob) for glob in policy.vms):
+                return policy
+        return None
+
+    def policy(self, name: str) -> Policy:
+        """The policy of this name. Raises UnknownPolicy."""
+        for policy in self.policies:
+            if policy.name == name:
+                return policy
+        raise UnknownPolicy(policy=name, known=", ".join(policy.name for policy in self.policies) or "none")
 
 
 def path() -> Path:
@@ -93,14 +128,26 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _parse(document: Any, *, file: Path) -> Fleet:
-    import jsonschema  # costs 60 ms, and only a fleet.yaml that was read needs it
+def retention_rules(document: Any, *, named: str) -> RetentionRules:
+    """Rules that come from elsewhere than fleet.yaml, checked the same way. Raises ParamInvalid."""
+    problem = _problem(document, schema={**_schema()["$defs"]["retention"], "$defs": _schema()["$defs"]})
+    if problem is not None:
+        raise ParamInvalid(name=named, value=document, problem=": ".join(problem))
+    return RetentionRules.from_document(document)
 
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(_schema()).iter_errors(document))
-    if error is not None:
-        raise FleetInvalid(
-            file=file, field=error.json_path.removeprefix("$").removeprefix(".") or "file", problem=error.message
-        )
+
+def _problem(document: Any, *, schema: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(field, what is wrong with it) of the first problem."""
+    import jsonschema  # costs 60 ms, and only a document that was read needs it
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(document))
+    return None if error is None else (error.json_path.removeprefix("$").removeprefix("."), error.message)
+
+
+def _parse(document: Any, *, file: Path) -> Fleet:
+    problem = _problem(document, schema=_schema())
+    if problem is not None:
+        raise FleetInvalid(file=file, field=problem[0] or "file", problem=problem[1])
     zones = tuple(
         Zone(name=name, hosts=tuple(zone["hosts"]), repositories=tuple(zone["repositories"]))
         for name, zone in document["zones"].items()
@@ -109,7 +156,39 @@ def _parse(document: Any, *, file: Path) -> Fleet:
     for host in hosts:
         if hosts.count(host) > 1:
             raise FleetInvalid(file=file, field="zones", problem=f"host {host} is in more than one zone")
-    return Fleet(zones=zones)
+    known_zones = {zone.name for zone in zones}
+    policies = tuple(
+        _policy(name, policy, file=file, zones=known_zones) for name, policy in document.get("policies", {}).items()
+    )
+    retention = document.get("retention", {})
+    keep_orphaned = retention.get("keep_orphaned")
+    return Fleet(
+        zones=zones,
+        policies=policies,
+        unprotected=Unprotected(keep_orphaned=Span.parse(keep_orphaned) if keep_orphaned else None),
+        guard=Guard(**retention.get("at_most", {})),
+        capacity=Thresholds(**document.get("capacity", {})),
+    )
+
+
+def _policy(name: str, document: Mapping[str, Any], *, file: Path, zones: Collection[str]) -> Policy:
+    timezone = document.get("timezone", "UTC")
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise FleetInvalid(
+            file=file, field=f"policies.{name}.timezone", problem=f"there is no time zone {timezone!r}"
+        ) from error
+    for zone in document.get("zones", ()):
+        if zone not in zones:
+            raise FleetInvalid(file=file, field=f"policies.{name}.zones", problem=f"there is no zone {zone!r}")
+    return Policy(
+        name=name,
+        vms=tuple(document["vms"]),
+        zones=tuple(document.get("zones", ())),
+        timezone=timezone,
+        retention=RetentionRules.from_document(document.get("retention", {})),
+    )
 
 
 @functools.cache

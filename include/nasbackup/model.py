@@ -231,6 +231,8 @@ class Backup:
     consistency: Consistency | None = None
     recorded_at: datetime | None = None
     size: int | None = None
+    pinned_at: datetime | None = None
+    expires_at: datetime | None = None
     error: str | None = None
     run_id: str = ""
     volumes: tuple[BackupVolume, ...] = field(default=())

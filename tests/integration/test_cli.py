@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from nasbackup.catalog import Database, backups, vms
-from nasbackup.cli.main import CATALOG_VARIABLES, main
+from nasbackup.cli.main import main
+from nasbackup.cli.options import CATALOG_VARIABLES
 from nasbackup.model import BackupStatus, Repository
 
 from tests.integration.story import Story, tool

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
-PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet")
+PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention")
 OUTSIDE = {"airflow", "libvirt", "libvirt_qemu", "psycopg2", "nbd", "subprocess", "socket"}
 LONGEST = 300
 
@@ -80,9 +80,16 @@ def test_each_outside_library_is_used_in_its_world_only(world: str) -> None:
     assert users <= {world}
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_decisions_know_no_outside_world(module: str) -> None:
-    imported = imports(PACKAGE / f"{module}.py")
+PURE_FILES = [file for file in within() if file.relative_to(PACKAGE).parts[0].removesuffix(".py") in PURE]
+
+
+def test_every_pure_decision_is_found() -> None:
+    assert {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in PURE_FILES} == set(PURE)
+
+
+@pytest.mark.parametrize("file", PURE_FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_pure_decisions_know_no_outside_world(file: Path) -> None:
+    imported = imports(file)
     assert not [name for outside in OUTSIDE for name in reaches(imported, outside)]
     inside = {name.split(".")[1] for name in reaches(imported, "nasbackup") if "." in name}
     assert inside <= set(PURE)

@@ -33,25 +33,34 @@ _LINE = """
 
 def get(cursor: Cursor, *, backup_id: int) -> Backup:
     cursor.execute(_SELECT + " WHERE b.backup_id = %s", (backup_id,))
-    return _one(cursor, named=backup_id)
+    found = with_volumes(cursor, cursor.fetchall())
+    if not found:
+        raise BackupNotFound(backup=backup_id)
+    return found[0]
 
 
 def find(cursor: Cursor, *, external_id: str) -> Backup:
     """The backup with this external id. Raises BackupNotFound."""
+    backup = find_or_none(cursor, external_id=external_id)
+    if backup is None:
+        raise BackupNotFound(backup=external_id)
+    return backup
+
+
+def find_or_none(cursor: Cursor, *, external_id: str) -> Backup | None:
     cursor.execute(_SELECT + " WHERE b.external_id = %s ORDER BY b.backup_id DESC LIMIT 1", (external_id,))
-    return _one(cursor, named=external_id)
+    found = with_volumes(cursor, cursor.fetchall())
+    return found[0] if found else None
 
 
 def list_backups(
     cursor: Cursor, *, vm: str | None = None, statuses: Sequence[BackupStatus] = tuple(BackupStatus)
 ) -> list[Backup]:
     """Backups in the order they were begun; of the VM with this name, or of all."""
-    cursor.execute(
-        _SELECT + " WHERE (%(vm)s::text IS NULL OR vm.name = %(vm)s) AND b.status = ANY(%(statuses)s)"
-        " ORDER BY b.backup_id",
-        {"vm": vm, "statuses": [status.value for status in statuses]},
-    )
-    return with_volumes(cursor, cursor.fetchall())
+    wanted = [status.value for status in statuses]
+    if vm is None:
+        return select_where(cursor, "b.status = ANY(%s)", (wanted,))
+    return select_where(cursor, "vm.name = %s AND b.status = ANY(%s)", (vm, wanted))
 
 
 def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
@@ -280,10 +289,3 @@ def _require_change(cursor: Cursor, *, backup_id: int) -> None:
     if cursor.rowcount == 0:
         backup = get(cursor, backup_id=backup_id)
         raise BackupNotOpen(backup=backup.external_id, status=backup.status)
-
-
-def _one(cursor: Cursor, *, named: object) -> Backup:
-    found = with_volumes(cursor, cursor.fetchall())
-    if not found:
-        raise BackupNotFound(backup=named)
-    return found[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
+import psycopg2.extensions
 import psycopg2.extras
 
 from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutdated, CatalogUnreachable
@@ -17,6 +18,8 @@ from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutd
 _MIGRATION_LOCK = 0x6E6173  # "nas"
 
 Cursor = psycopg2.extras.RealDictCursor
+PlainCursor = psycopg2.extensions.cursor
+"""A tuple per row: for very many of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

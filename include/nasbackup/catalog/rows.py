@@ -65,6 +65,8 @@ def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Bac
         created_at=row["created_at"],
         recorded_at=row["recorded_at"],
         size=row["size"],
+        pinned_at=row["pinned_at"],
+        expires_at=row["expires_at"],
         error=row["error"],
         run_id=row["run_id"],
         volumes=volumes,

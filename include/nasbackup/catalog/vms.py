@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nasbackup.catalog.database import Cursor
 
 
@@ -45,10 +47,22 @@ def clear_active_checkpoint(cursor: Cursor, *, vm_uuid: str, repository: str | N
 def checkpoints_ever_made(cursor: Cursor, *, vm_uuid: str) -> frozenset[str]:
     """Every checkpoint name that this catalog gave to the VM: all others are foreign and never touched."""
     cursor.execute(
-        "SELECT DISTINCT checkpoint FROM backup JOIN vm USING (vm_id) WHERE uuid = %s AND checkpoint IS NOT NULL",
-        (vm_uuid,),
+        """
+        SELECT checkpoint FROM backup JOIN vm USING (vm_id) WHERE uuid = %(uuid)s AND checkpoint IS NOT NULL
+         UNION
+        SELECT checkpoint FROM retired_checkpoint JOIN vm USING (vm_id) WHERE uuid = %(uuid)s
+        """,
+        {"uuid": vm_uuid},
     )
     return frozenset(row["checkpoint"] for row in cursor.fetchall())
+
+
+def forget_checkpoints(cursor: Cursor, *, vm_uuid: str, checkpoints: Iterable[str]) -> None:
+    """Nothing of these is left on the host: what the catalog remembers for that alone can go."""
+    cursor.execute(
+        "DELETE FROM retired_checkpoint WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND checkpoint = ANY(%s)",
+        (vm_uuid, list(checkpoints)),
+    )
 
 
 def checkpoints_in_use(cursor: Cursor, *, vm_uuid: str) -> frozenset[str]:

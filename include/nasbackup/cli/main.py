@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from nasbackup.catalog import Database, backups, migrate, repositories
-from nasbackup.cli import output
+from nasbackup.cli import output, retention
+from nasbackup.cli.options import json_option, with_database
 from nasbackup.errors import NasBackupError, NotARepository
 from nasbackup.model import BackupStatus, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
 from nasbackup.restore.image import ImageFormat, locate, restore_images
 from nasbackup.restore.verification import verify_layers
-
-CATALOG_VARIABLES = ("NASBACKUP_CATALOG", "AIRFLOW_CONN_NAS_BACKUP_CATALOG")
 
 _HIDDEN = frozenset({BackupStatus.DELETE_PENDING, BackupStatus.DELETING})
 
@@ -37,34 +34,18 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="nasbackup")
 def main() -> None:
-    """Backups of KVM VMs on a NAS: list, verify and restore them.
+    """Backups of KVM VMs on a NAS: list, verify, restore and delete them.
 
     The catalog's database is named by the environment variable NASBACKUP_CATALOG (a libpq URI, such as
     postgresql://nasbackup@%2Frun%2Fpostgresql/nasbackup), or else AIRFLOW_CONN_NAS_BACKUP_CATALOG.
     """
 
 
-def _with_database(command: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        for variable in CATALOG_VARIABLES:
-            if os.environ.get(variable):
-                return command(*args, database=Database(parameters={"dsn": os.environ[variable]}), **kwargs)
-        raise click.ClickException(
-            f"The catalog is not named: set {CATALOG_VARIABLES[0]} to its libpq URI, or use scripts/nasbackup."
-        )
-
-    return wrapper
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
 @main.command("list")
 @click.option("--vm", help="Only backups of the VM with this instance name.")
 @click.option("--all", "show_all", is_flag=True, help="Also those that are delete-pending or being deleted.")
 @json_option
-@_with_database
+@with_database
 def list_command(*, database: Database, vm: str | None, show_all: bool, as_json: bool) -> None:
     """List backups, the oldest first."""
     statuses = [status for status in BackupStatus if show_all or status not in _HIDDEN]
@@ -77,7 +58,7 @@ def list_command(*, database: Database, vm: str | None, show_all: bool, as_json:
 @main.command()
 @click.argument("backup", metavar="ID")
 @json_option
-@_with_database
+@with_database
 def show(*, database: Database, backup: str, as_json: bool) -> None:
     """Show one backup with its volumes. ID is the external id, such as i-2-1234-VM/2026.01.31.22.00.05."""
     with database.transaction() as cursor:
@@ -89,7 +70,7 @@ def show(*, database: Database, backup: str, as_json: bool) -> None:
 @main.command()
 @click.argument("backup", metavar="ID")
 @json_option
-@_with_database
+@with_database
 def verify(*, database: Database, backup: str, as_json: bool) -> None:
     """Read every layer of the backup's chain back from the NAS and compare it with the catalog's digests."""
     located = locate(database, external_id=backup)
@@ -113,7 +94,7 @@ def verify(*, database: Database, backup: str, as_json: bool) -> None:
 @click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
 @click.option("--volume", "volumes", multiple=True, help="Only this volume, by name; may be given again.")
 @json_option
-@_with_database
+@with_database
 def restore(
     *, database: Database, backup: str, to: Path, image_format: ImageFormat, volumes: tuple[str, ...], as_json: bool
 ) -> None:
@@ -132,7 +113,7 @@ def restore(
 )
 @click.option("--address", default="", help="The NAS's address, for people.")
 @json_option
-@_with_database
+@with_database
 def register_repository(*, database: Database, name: str, path: Path, kind: str, address: str, as_json: bool) -> None:
     """Set up a repository once: a marker file at its root, and its name in the catalog.
 
@@ -159,7 +140,7 @@ def catalog() -> None:
 
 @catalog.command("migrate")
 @json_option
-@_with_database
+@with_database
 def migrate_command(*, database: Database, as_json: bool) -> None:
     """Bring the catalog's schema up to date; harmless when it is."""
     applied = migrate(database)
@@ -170,6 +151,10 @@ def _roots(cursor: Any) -> dict[str, Path]:
     return {
         registered.repository.name: Path(registered.repository.path) for registered in repositories.list_all(cursor)
     }
+
+
+for command in retention.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def as_document(backup: Backup, *, root: Path) -> dict[str, Any]:
 
 def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bool) -> None:
     if as_json:
-        return _print_json([as_document(backup, root=roots[backup.repository]) for backup in found])
+        return print_json([as_document(backup, root=roots[backup.repository]) for backup in found])
     table = Table(box=None, header_style="bold")
     for heading in ("BACKUP", "TYPE", "STATUS", "REASON"):
         table.add_column(heading, no_wrap=heading == "BACKUP")
@@ -60,7 +60,7 @@ def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bo
         table.add_column(heading, justify="right")
     table.add_column("VERIFIED")
     for backup in found:
-        _add_row(
+        add_row(
             table,
             backup.external_id,
             backup.type.value,
@@ -72,15 +72,15 @@ def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bo
             "yes" if backup.verified else "no",
         )
     if found:
-        _stdout().print(table)
+        stdout().print(table)
     else:
-        _stdout().print("There are no backups.")
+        stdout().print("There are no backups.")
 
 
 def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> None:
     document = as_document(backup, root=roots[backup.repository])
     if as_json:
-        return _print_json(document)
+        return print_json(document)
     volumes = document.pop("volumes")
     show_facts({key: value for key, value in document.items() if value is not None}, as_json=False)
     table = Table(box=None, header_style="bold")
@@ -90,7 +90,7 @@ def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> Non
         table.add_column(heading, justify="right")
     for volume in volumes:
         sizes = (volume[key] for key in ("virtual_size", "bytes_read", "bytes_written"))
-        _add_row(
+        add_row(
             table,
             volume["name"],
             volume["type"],
@@ -98,21 +98,21 @@ def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> Non
             Path(volume["file"]).name,
             *("" if size is None else decimal(size) for size in sizes),
         )
-    _stdout().print(table)
+    stdout().print(table)
 
 
 def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
-        return _print_json({"external_id": backup, "verified": True, "volumes": list(checked)})
+        return print_json({"external_id": backup, "verified": True, "volumes": list(checked)})
     for entry in checked:
-        _stdout().print(
+        stdout().print(
             f"{entry['volume']}: {len(entry['layers'])} layers read back, all as recorded", soft_wrap=True, markup=False
         )
 
 
 def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: bool) -> None:
     if as_json:
-        return _print_json(
+        return print_json(
             {
                 "external_id": backup,
                 "volumes": [
@@ -122,16 +122,16 @@ def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: b
             }
         )
     for volume in restored:
-        _stdout().print(f"{volume.name} -> {volume.file} (from {volume.layers} layers)", soft_wrap=True, markup=False)
+        stdout().print(f"{volume.name} -> {volume.file} (from {volume.layers} layers)", soft_wrap=True, markup=False)
 
 
 def show_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        return _print_json(facts)
+        return print_json(facts)
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
         shown = ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else value
-        _stdout().print(f"{key.ljust(width)}  {shown}", soft_wrap=True, markup=False, highlight=False)
+        stdout().print(f"{key.ljust(width)}  {shown}", soft_wrap=True, markup=False, highlight=False)
 
 
 @contextlib.contextmanager
@@ -191,15 +191,15 @@ def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
     }
 
 
-def _add_row(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
     """Names are shown as they are: a VM may be called ``[bold]``."""
     table.add_row(*map(Text, cells))
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _stdout() -> Console:
+def stdout() -> Console:
     """On a terminal as wide as that; elsewhere wide enough that no cell is cut."""
     return Console() if Console().is_terminal else Console(width=_WIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nasbackup.errors import RepositoryFull
@@ -19,3 +20,12 @@ def require_space(repository: Repository, *, root: Path, needs: int) -> int:
     if has < needs:
         raise RepositoryFull(repository=repository.name, needs=needs, has=has)
     return has
+
+
+def measure(repository: Repository, *, root: Path) -> tuple[int, int]:
+    """(total, free) bytes of the repository's file system, for this user."""
+    with doing(repository, "reading the free space"):
+        status = os.statvfs(root)
+    # What is reserved for root is neither: a repository is full when its user cannot write any more.
+    free = status.f_bavail * status.f_frsize
+    return (status.f_blocks - status.f_bfree) * status.f_frsize + free, free

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup import layout
@@ -88,6 +89,26 @@ def discard(repository: Repository, *, root: Path, external_id: str) -> None:
         parent = root / os.path.dirname(external_id)
         if parent.is_dir() and not any(parent.iterdir()):
             parent.rmdir()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What was there and is gone: paths relative to the repository's root, and the bytes that they occupied."""
+
+    files: tuple[str, ...]
+    bytes_freed: int
+
+
+def remove(repository: Repository, *, root: Path, external_id: str) -> Removed:
+    """Remove a backup that nothing needs any more. What an earlier try has removed already is not counted again."""
+    with doing(repository, f"removing {external_id}"):
+        files, freed = [], 0
+        for directory in (root / external_id, root / layout.partial_directory(external_id)):
+            if directory.is_dir():
+                files += sorted(str(path.relative_to(root)) for path in directory.iterdir())
+                freed += size_on_disk(directory)
+    discard(repository, root=root, external_id=external_id)
+    return Removed(files=tuple(files), bytes_freed=freed)
 
 
 def size_on_disk(directory: Path) -> int:

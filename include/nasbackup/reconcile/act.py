@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasbackup.catalog import backups, leases
+from nasbackup.catalog import backups, vms
 from nasbackup.errors import NasBackupError, VmBusy
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
 from nasbackup.nas import publish
 from nasbackup.reconcile.observe import observe
 from nasbackup.reconcile.plan import Action, Kind, plan
+from nasbackup.steps.delete import finish_as_holder
 from nasbackup.steps.discard import discard
+from nasbackup.steps.lease import held_lease
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def act(site: Site, *, actions: Sequence[Action], holder: str) -> list[Outcome]:
         for uuid in dict.fromkeys(action.vm_uuid for action in actions if action.vm_uuid is not None):
             mine = [action for action in actions if action.vm_uuid == uuid]
             try:
-                with _lease(site, vm_uuid=uuid, holder=holder) as token:
+                with held_lease(site.database, vm_uuid=uuid, vm=uuid, holder=holder) as token:
                     # What was seen without the lease may have been a run at its last step.
                     current = set(plan(observe(site, holder=holder)).actions)
                     for action in mine:
@@ -67,18 +68,11 @@ def _carry_out(site: Site, hypervisor: Hypervisor, *, action: Action, token: int
         job.end(hypervisor, name=job.JobName(host=site.host, vm_uuid=action.vm_uuid, stamp=""))
     elif action.kind is Kind.DROP_CHECKPOINT:
         checkpoints.drop(hypervisor, vm_uuid=action.vm_uuid, unneeded=[action.what])
+        with site.database.transaction() as cursor:
+            vms.forget_checkpoints(cursor, vm_uuid=action.vm_uuid, checkpoints=[action.what])
     elif action.kind is Kind.REMOVE_FILE:
         Path(action.what).unlink(missing_ok=True)
+    elif action.kind is Kind.FINISH_DELETE:
+        finish_as_holder(site, vm_uuid=action.vm_uuid, lease_token=token)
     elif action.kind is Kind.REMOVE_DIRECTORY:
         publish.discard(site.repository, root=site.root(), external_id=action.what)
-
-
-@contextmanager
-def _lease(site: Site, *, vm_uuid: str, holder: str) -> Iterator[int]:
-    with site.database.transaction() as cursor:
-        token = leases.acquire(cursor, vm_uuid=vm_uuid, vm=vm_uuid, holder=holder).token
-    try:
-        yield token
-    finally:
-        with site.database.transaction() as cursor:
-            leases.release(cursor, vm_uuid=vm_uuid, token=token)

@@ -16,6 +16,7 @@ from nasbackup.model import Backup, BackupStatus
 
 class Kind(StrEnum):
     UNDO_BACKUP = "undo_backup"  # left unfinished by a run that died: job, checkpoint and files go
+    FINISH_DELETE = "finish_delete"  # a deletion that was begun, and that nothing holds up any more
     END_JOB = "end_job"  # a backup job of ours that no backup in the making needs
     DROP_CHECKPOINT = "drop_checkpoint"
     REMOVE_FILE = "remove_file"  # socket or scratch
@@ -92,6 +93,15 @@ def _actions(view: View) -> Iterator[Action]:
             vm_uuid=backup.vm_uuid,
             backup_id=backup.backup_id,
         )
+    for backup in view.backups:
+        if backup.vm_uuid not in leased and _can_fall(backup, view=view):
+            yield Action(
+                kind=Kind.FINISH_DELETE,
+                what=backup.external_id,
+                why=f"it is {backup.status} and nothing needs it any more",
+                vm_uuid=backup.vm_uuid,
+                backup_id=backup.backup_id,
+            )
     for vm in view.vms:
         if not vm.leased and vm.on_host:
             yield from _on_host(vm, view=view, undone={b.checkpoint for b in undone if b.vm_uuid == vm.uuid})
@@ -102,6 +112,13 @@ def _is_unfinished(backup: Backup, *, view: View) -> bool:
     if backup.status is BackupStatus.FAILED:
         return backup.backup_id not in view.clean
     return backup.status is BackupStatus.BACKING_UP
+
+
+def _can_fall(backup: Backup, *, view: View) -> bool:
+    if backup.status is BackupStatus.DELETING:
+        return True
+    children = (child for child in view.backups if child.parent_id == backup.backup_id)
+    return backup.status is BackupStatus.DELETE_PENDING and all(child.backup_id in view.clean for child in children)
 
 
 def _on_host(vm: VmView, *, view: View, undone: set[str | None]) -> Iterator[Action]:

@@ -12,6 +12,7 @@ from nasbackup.hypervisor import Hypervisor, checkpoints, job, quiescing
 from nasbackup.model import Backup
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
+from nasbackup.steps.delete import let_parent_fall
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: 
 
     The mark comes first, in a transaction of its own: an orphan of the dead run cannot record it any more. Each
     is tried even when another fails; only when all went well is the backup noted as clean, so what
-    remains is cleaned up by the next run. Raises the first error.
+    remains is cleaned up by the next run. A parent that was delete-pending because of this child alone goes with it.
+    Raises the first error.
     """
     with site.database.transaction() as cursor:
         # The remains may lie in another repository than the one that the caller is at work on.
@@ -48,7 +50,9 @@ def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: 
         ),
     )
     with site.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
         backups.set_cleaned(cursor, backup_id=backup.backup_id)
+    let_parent_fall(site, backup=backup, lease_token=lease_token)
 
 
 def try_all(*actions: Callable[[], object]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nasbackup.catalog import backups, leases, vms
+from nasbackup.catalog import backups, leases
 from nasbackup.errors import LeaseLost, NasError
-from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, quiescing
+from nasbackup.hypervisor import Hypervisor, connect, inventory, job, quiescing
 from nasbackup.model import Backup, BackupStatus, VmState
+from nasbackup.steps.bitmaps import drop_unneeded
 from nasbackup.steps.discard import discard, try_all
 from nasbackup.steps.ticket import Site, Ticket
 
@@ -50,7 +51,7 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
                 try_all(
                     lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
                     lambda: job.end(hypervisor, name=site.job_name(backup)),
-                    lambda: dropped.extend(drop_unneeded(site, hypervisor, backup=backup)),
+                    lambda: dropped.extend(drop_unneeded(site.database, hypervisor, vm_uuid=backup.vm_uuid)),
                 )
             else:
                 vm_changed = _vm_changed(site, hypervisor, backup=backup)
@@ -85,11 +86,3 @@ def _vm_changed(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> bool:
         return True
     running = backup.vm_state is not VmState.STOPPED
     return running and job.running_job(hypervisor, vm_uuid=backup.vm_uuid) is None
-
-
-def drop_unneeded(site: Site, hypervisor: Hypervisor, *, backup: Backup) -> list[str]:
-    """Drop this catalog's checkpoints of the VM that are neither active nor in the making; foreign ones stay."""
-    with site.database.transaction() as cursor:
-        ours = vms.checkpoints_ever_made(cursor, vm_uuid=backup.vm_uuid)
-        needed = vms.checkpoints_in_use(cursor, vm_uuid=backup.vm_uuid)
-    return checkpoints.drop(hypervisor, vm_uuid=backup.vm_uuid, unneeded=ours - needed)

@@ -40,11 +40,10 @@ class Ticket:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
-    """The three places where the truth lives: the catalog, the host and the repository."""
+class Store:
+    """Where backups are known and where they lie: enough to delete or to restore one."""
 
     database: Database
-    host: Host
     repository: Repository
 
     def root(self) -> Path:
@@ -56,6 +55,13 @@ class Site:
     def repository_uuid(self) -> str:
         with self.database.transaction() as cursor:
             return repositories.get(cursor, name=self.repository.name).uuid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Store):
+    """The three places where the truth lives: the catalog, the repository and the host."""
+
+    host: Host
 
     def load(self, ticket: Ticket) -> Backup:
         """The backup, with the lease renewed. Raises LeaseLost, or BackupNotOpen when it is not being made any more."""

@@ -1,0 +1,40 @@
+-- Deletion and retention: what may go, what has to stay, and what is remembered of what went.
+
+-- A failed backup of which nothing is left is no child any more: its row gives the parent up when that one goes. Every
+-- other incremental keeps its parent, and PostgreSQL refuses a deletion that would take one away from it.
+ALTER TABLE backup
+    DROP CONSTRAINT backup_parent_id_fkey,
+    ADD CONSTRAINT backup_parent_id_fkey FOREIGN KEY (parent_id) REFERENCES backup ON DELETE SET NULL,
+    DROP CONSTRAINT backup_check,
+    ADD CONSTRAINT backup_parent_of_type
+        CHECK ((type = 'FULL') = (parent_id IS NULL) OR (type = 'INCREMENTAL' AND status = 'Failed')),
+    ADD COLUMN pinned_at  timestamptz,             -- kept until it is unpinned
+    ADD COLUMN expires_at timestamptz;             -- kept until then, and no longer, whatever the policy says
+
+-- A child in any state keeps its parent, until nothing of it is left.
+CREATE VIEW live_child AS
+    SELECT parent_id, backup_id, external_id FROM backup
+     WHERE parent_id IS NOT NULL AND NOT (status = 'Failed' AND cleaned_at IS NOT NULL);
+
+CREATE INDEX backup_of_vm ON backup (vm_id, repository_id, backup_id);
+CREATE INDEX backup_leaving ON backup (vm_id) WHERE status IN ('DeletePending', 'Deleting');
+
+-- When nas_retention first saw that no policy matches the VM, or that its host does not define it any more.
+ALTER TABLE vm ADD COLUMN unprotected_since timestamptz;
+
+-- Checkpoints of backups whose rows are gone. The host may still have their bitmaps: they are ours to drop.
+CREATE TABLE retired_checkpoint (
+    vm_id           bigint NOT NULL REFERENCES vm,
+    checkpoint      text NOT NULL,
+    PRIMARY KEY (vm_id, checkpoint)
+);
+
+-- How full a repository was, measured once a run of nas_retention: the ground for "full in N days".
+CREATE TABLE capacity_sample (
+    repository_id   bigint NOT NULL REFERENCES repository,
+    measured_at     timestamptz NOT NULL,
+    total           bigint NOT NULL CHECK (total >= 0),
+    free            bigint NOT NULL CHECK (free >= 0),
+    backups         bigint NOT NULL CHECK (backups >= 0),   -- bytes of the backups that the catalog knows
+    PRIMARY KEY (repository_id, measured_at)
+);

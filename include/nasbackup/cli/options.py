@@ -1,0 +1,30 @@
+"""What several commands have in common."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nasbackup.catalog import Database
+
+CATALOG_VARIABLES = ("NASBACKUP_CATALOG", "AIRFLOW_CONN_NAS_BACKUP_CATALOG")
+
+
+def with_database(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        for variable in CATALOG_VARIABLES:
+            if os.environ.get(variable):
+                return command(*args, database=Database(parameters={"dsn": os.environ[variable]}), **kwargs)
+        raise click.ClickException(
+            f"The catalog is not named: set {CATALOG_VARIABLES[0]} to its libpq URI, or use scripts/nasbackup."
+        )
+
+    return wrapper
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

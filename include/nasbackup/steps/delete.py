@@ -1,0 +1,173 @@
+"""delete: a backup goes when nothing needs it any more, and takes the parents along that waited only for it.
+
+::
+
+    has a child, in any state?  ── yes ─▶ DeletePending: no file is touched; it falls with its last child
+                                └─ no ──▶ Deleting (committed) ─▶ files ─▶ row ─▶ is its parent DeletePending? the same
+
+Under the VM's lease, each step committed before the next effect, each repeatable after a crash at any point. No file
+is ever rewritten or rebased (CloudStack PR #13074).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nasbackup.catalog import Cursor, backups, deletions, leases, vms
+from nasbackup.model import Backup, BackupStatus
+from nasbackup.nas import publish
+from nasbackup.nas.watchdog import watched
+from nasbackup.steps.lease import held_lease
+from nasbackup.steps.ticket import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """A backup that is gone. ``files``: relative to the repository's root. ``bytes_freed``: what they occupied."""
+
+    external_id: str
+    files: tuple[str, ...]
+    bytes_freed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion:
+    """What became of one request. ``kept_by``: children for which the backup still exists, delete-pending."""
+
+    external_id: str
+    removed: tuple[Removal, ...] = ()
+    kept_by: tuple[str, ...] = ()
+    was_active: bool = False
+    """The VM's next backup is a full, and a bitmap on its host is of no use any more (``drop_unneeded``)."""
+
+    @property
+    def bytes_freed(self) -> int:
+        return sum(removal.bytes_freed for removal in self.removed)
+
+
+def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[Deletion]:
+    """Delete backups of one VM, in this order: leaf first, or else parents are delete-pending for a moment.
+
+    An id that is gone already is no error, it is what was asked for by an earlier try. Raises VmBusy,
+    BackupNotDeletable, NasError: the deletions before are done, the one at hand goes on when it is asked for again.
+    """
+    with store.database.transaction() as cursor:
+        wanted = [found for name in external_ids if (found := backups.find_or_none(cursor, external_id=name))]
+    if not wanted:
+        return []
+    store.root()  # before anything is marked
+    first = wanted[0]
+    with held_lease(store.database, vm_uuid=first.vm_uuid, vm=first.vm, holder=holder) as token:
+        return [_delete_one(store, backup=backup, lease_token=token) for backup in wanted]
+
+
+def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
+    with store.database.transaction() as cursor:
+        if backups.find_or_none(cursor, external_id=backup.external_id) is None:
+            return Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
+        active = vms.active_checkpoint(cursor, vm_uuid=backup.vm_uuid, repository=backup.repository)
+    removed = let_fall(store, backup=backup, lease_token=lease_token)
+    with store.database.transaction() as cursor:
+        kept_by = deletions.kept_by(cursor, backup_id=backup.backup_id)
+    return Deletion(
+        external_id=backup.external_id,
+        removed=tuple(removed),
+        kept_by=tuple(kept_by),
+        was_active=active is not None and active == backup.checkpoint,
+    )
+
+
+def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
+    """delete(B), by the holder of the lease: this backup, and each parent that only waited for it."""
+    removed: list[Removal] = []
+    root = store.root()
+    current: Backup | None = backup
+    while current is not None:
+        with store.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
+            status = deletions.mark(cursor, backup_id=current.backup_id)
+        if status is BackupStatus.DELETE_PENDING:
+            log.info("%s is delete-pending: it has children", current.external_id)
+            break
+        files = watched(
+            store.repository,
+            f"removing {current.external_id}",
+            publish.remove,
+            store.repository,
+            root=root,
+            external_id=current.external_id,
+        )
+        with store.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
+            parent = deletions.close(cursor, backup_id=current.backup_id)
+            removed.append(Removal(external_id=current.external_id, files=files.files, bytes_freed=files.bytes_freed))
+            log.info("%s is gone: %d bytes freed", current.external_id, files.bytes_freed)
+            current = backups.get(cursor, backup_id=parent) if parent is not None else None
+    return removed
+
+
+def let_parent_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
+    """A failed child is cleaned up: a parent that was delete-pending because of it alone goes now."""
+    if backup.parent_id is None:
+        return []
+    with store.database.transaction() as cursor:
+        parent_id = deletions.falling(cursor, backup_id=backup.parent_id)
+        parent = backups.get(cursor, backup_id=parent_id) if parent_id is not None else None
+    return let_fall(store, backup=parent, lease_token=lease_token) if parent is not None else []
+
+
+def finish(store: Store, *, vm_uuid: str, vm: str, holder: str) -> list[Removal]:
+    """Go on with every deletion of the VM in this repository that was begun, and that nothing holds up any more."""
+    with store.database.transaction() as cursor:
+        waiting = deletions.unfinished(cursor, vm_uuid=vm_uuid)
+    if not any(backup.repository == store.repository.name for backup in waiting):
+        return []
+    with held_lease(store.database, vm_uuid=vm_uuid, vm=vm, holder=holder) as token:
+        return finish_as_holder(store, vm_uuid=vm_uuid, lease_token=token)
+
+
+def finish_as_holder(store: Store, *, vm_uuid: str, lease_token: int) -> list[Removal]:
+    removed: list[Removal] = []
+    while True:
+        with store.database.transaction() as cursor:
+            waiting = [
+                backup
+                for backup in deletions.unfinished(cursor, vm_uuid=vm_uuid)
+                if backup.repository == store.repository.name
+            ]
+        if not waiting:
+            return removed
+        removed += let_fall(store, backup=waiting[-1], lease_token=lease_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What would become of one backup. ``kept_by``: children that are not to be deleted as well."""
+
+    external_id: str
+    goes: bool
+    kept_by: tuple[str, ...] = ()
+    refused: str = ""
+
+
+def preview(cursor: Cursor, *, wanted: Sequence[Backup]) -> list[Preview]:
+    """What delete(B) of each of these would do now, leaf first; nothing is changed."""
+    found: dict[str, Preview] = {}
+    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
+        refused = deletions.refusal(cursor, backup_id=backup.backup_id)
+        kept_by = tuple(
+            child
+            for child in deletions.kept_by(cursor, backup_id=backup.backup_id)
+            if child not in found or not found[child].goes
+        )
+        found[backup.external_id] = Preview(
+            external_id=backup.external_id,
+            goes=refused is None and not kept_by,
+            kept_by=kept_by,
+            refused=refused or "",
+        )
+    return list(found.values())

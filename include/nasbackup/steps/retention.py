@@ -1,0 +1,168 @@
+"""What a policy would delete now: the catalog's backups, judged VM by VM. Nothing is deleted here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+
+from nasbackup.catalog import Database, restore_points
+from nasbackup.catalog.restore_points import Holding, KnownVm
+from nasbackup.fleet import Fleet
+from nasbackup.model import BackupStatus
+from nasbackup.retention.plan import ChainPlan, chain_plans
+from nasbackup.retention.rules import Policy, RetentionRules
+from nasbackup.retention.verdicts import Verdict, judge, judge_unprotected
+
+Defined = Mapping[str, frozenset[str] | None]
+"""Host -> UUIDs of the VMs that it defines; None (or no entry): nobody could ask it, its VMs are taken for defined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doomed:
+    """A chain of which something goes, and where it lies."""
+
+    vm: str
+    vm_uuid: str
+    host: str
+    repository: str
+    policy: str
+    plan: ChainPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnprotectedVm:
+    vm: str
+    vm_uuid: str
+    why: str
+    since: datetime
+    restorable: int
+    goes: str
+    """When its backups go, in words."""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Of one look at the catalog. ``rules``: how many restorable backups each rule keeps."""
+
+    now: datetime
+    vms: int = 0
+    backups: int = 0
+    restorable: int = 0
+    chains: list[Doomed] = field(default_factory=list)
+    unprotected: list[UnprotectedVm] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def deletions(self) -> int:
+        """Backups that somebody could restore now and could not afterwards."""
+        return sum(doomed.plan.restorable for doomed in self.chains)
+
+
+Listener = Callable[[Holding, str, Sequence[Verdict]], None]
+"""Called with each VM's backups in a repository, the policy's name and the verdicts."""
+
+
+def report(
+    database: Database,
+    *,
+    fleet: Fleet,
+    now: datetime,
+    defined: Defined | None = None,
+    vms: Sequence[str] = (),
+    rules: RetentionRules | None = None,
+    on_holding: Listener | None = None,
+) -> Report:
+    """Judge every backup, or those of the VMs that one of the globs ``vms`` matches.
+
+    ``rules``: in place of those of each VM's policy; a VM without a policy is then judged by them too. What is
+    in the report stands until somebody changes the catalog: deletion looks again.
+    """
+    result = Report(now=now)
+    with database.transaction() as cursor:
+        chosen = [vm for vm in restore_points.known_vms(cursor) if _matches(vm.vm, vms)]
+        protection = {vm.vm_uuid: _protection(vm, fleet=fleet, defined=defined or {}) for vm in chosen}
+        seen = set()
+        for holding in restore_points.holdings(cursor, vms=chosen):
+            policy, why = protection[holding.vm_uuid]
+            if rules is not None:
+                policy = Policy(name="this run's rules", vms=(), retention=rules, timezone=_timezone(policy))
+            name, verdicts = _judge(holding, policy=policy, why=why, fleet=fleet, result=result)
+            if holding.vm_uuid not in seen:
+                seen.add(holding.vm_uuid)
+                result.vms += 1
+            _count(result, verdicts)
+            result.chains += [
+                Doomed(
+                    vm=holding.vm,
+                    vm_uuid=holding.vm_uuid,
+                    host=holding.host,
+                    repository=holding.repository,
+                    policy=name,
+                    plan=plan,
+                )
+                for plan in chain_plans(verdicts)
+            ]
+            if on_holding:
+                on_holding(holding, name, verdicts)
+    return result
+
+
+def note_unprotected(database: Database, *, fleet: Fleet, defined: Defined, now: datetime) -> None:
+    """From now on the backups of VMs that no policy matches, or that are undefined, are counted down."""
+    with database.transaction() as cursor:
+        unprotected = [
+            vm.vm_uuid
+            for vm in restore_points.known_vms(cursor)
+            if _protection(vm, fleet=fleet, defined=defined)[0] is None
+        ]
+        restore_points.note_unprotected(cursor, vm_uuids=unprotected, now=now)
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _timezone(policy: Policy | None) -> str:
+    return policy.timezone if policy is not None else "UTC"
+
+
+def _protection(vm: KnownVm, *, fleet: Fleet, defined: Defined) -> tuple[Policy | None, str]:
+    """Its policy, or why it has none."""
+    on_host = defined.get(vm.host)
+    if on_host is not None and vm.vm_uuid not in on_host:
+        return None, f"host {vm.host} does not define it any more"
+    policy = fleet.policy_of(vm=vm.vm, host=vm.host)
+    return policy, "" if policy is not None else "no policy of fleet.yaml matches it"
+
+
+def _judge(
+    holding: Holding, *, policy: Policy | None, why: str, fleet: Fleet, result: Report
+) -> tuple[str, list[Verdict]]:
+    if policy is not None:
+        return policy.name, judge(holding.points, rules=policy.retention, timezone=policy.timezone, now=result.now)
+    since = holding.unprotected_since or result.now
+    keep = fleet.unprotected.keep_orphaned
+    verdicts = judge_unprotected(holding.points, keep_orphaned=keep, since=since, now=result.now)
+    result.unprotected.append(
+        UnprotectedVm(
+            vm=holding.vm,
+            vm_uuid=holding.vm_uuid,
+            why=why,
+            since=since,
+            restorable=sum(point.status == BackupStatus.BACKED_UP for point in holding.points),
+            goes="never, until somebody decides" if keep is None else f"{keep} after {since:%Y-%m-%d}",
+        )
+    )
+    return "unprotected", verdicts
+
+
+def _count(result: Report, verdicts: Sequence[Verdict]) -> None:
+    result.backups += len(verdicts)
+    for point, keep, rule in verdicts:
+        if point.status == BackupStatus.BACKED_UP:
+            result.restorable += 1
+            if keep:
+                result.rules[rule] += 1
