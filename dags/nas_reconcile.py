@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
-from nasbackup.airflow.forms import reconcile_params
+from nasbackup.airflow.forms import is_dry_run, reconcile_params
 from nasbackup.airflow.retries import task_defaults
 
 
@@ -48,10 +48,7 @@ def nas_reconcile() -> None:
 
         context = get_current_context()
         context["place"] = f"{found['host']} {found['repository']}"
-        run, dry_run = context["dag_run"], context["params"]["dry_run"]
-        if dry_run is None:
-            dry_run = run.run_type == "manual"
-        return reconcile_tasks.carry_out(found=found, dry_run=dry_run, run_id=run.run_id)
+        return reconcile_tasks.carry_out(found=found, dry_run=is_dry_run(context), run_id=context["dag_run"].run_id)
 
     carry_out.expand(found=find())
 

@@ -131,6 +131,17 @@ class Airflow:
         value = self.request("GET", path, params={"map_index": map_index, "deserialize": False})["value"]
         return json.loads(value) if isinstance(value, str) else value
 
+    def answer(self, dag_id: str, run_id: str, task_id: str, *, choice: str, timeout: float = 120) -> str:
+        """Wait until the task asks somebody, and answer; returns the question."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        deadline = time.monotonic() + timeout
+        while (asked := self.request("GET", path, missing_ok=True)) is None:
+            if time.monotonic() > deadline:
+                raise AirflowError(f"{task_id} of {run_id} has asked nothing after {timeout:g} s")
+            time.sleep(0.5)
+        self.request("PATCH", path, json={"chosen_options": [choice]})
+        return str(asked["subject"])
+
     def log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         return json.dumps(self.request("GET", path, params={"map_index": map_index})["content"])

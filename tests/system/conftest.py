@@ -89,6 +89,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     airflow.wait_for_dag("nas_backup", containing="kvm_test")
     airflow.wait_for_dag("nas_restore")
     airflow.wait_for_dag("nas_reconcile")
+    airflow.wait_for_dag("nas_retention")
     return Plant(airflow=airflow, database=database, nas=nas)
 
 

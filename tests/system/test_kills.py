@@ -39,8 +39,11 @@ def test_the_orphan_of_a_killed_supervisor_changes_nothing_any_more(
         os.kill(writer, signal.SIGCONT)
         os.kill(supervisor, signal.SIGKILL)
         wait_for_end(supervisor)
-        for pid in (writer, orphan):  # the orphan too: it would end with its next line of log, which nobody reads
-            os.kill(pid, signal.SIGSTOP)
+        # First the writer alone, until all the orphan's readers wait for it: stopped with a reply of QEMU under way, it
+        # would hold QEMU (docs/guarantees.md). Then the orphan: it would end with its next line of log, nobody reads.
+        os.kill(writer, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(orphan, signal.SIGSTOP)
         backup = plant.recorded(run)  # a second try, once the heartbeats are missed
         tries = {task.title: task.try_number for task in plant.airflow.tasks("nas_backup", run)}
         assert (tries["copy[vda]"], tries["copy[vdb]"]) == (2, 1)

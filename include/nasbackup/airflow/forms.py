@@ -11,6 +11,8 @@ from nasbackup.errors import UnknownParam
 from nasbackup.fleet import Fleet
 from nasbackup.model import Mode, Quiesce
 
+EXTERNAL_ID = "^[^/]+/[0-9]{4}([.][0-9]{2}){5}$"
+
 
 def backup_params(fleet: Fleet) -> dict[str, Param]:
     """The form of ``nas_backup``: hosts and repositories are those of fleet.yaml.
@@ -85,7 +87,7 @@ def restore_params() -> dict[str, Param]:
     return {
         "backup": Param(
             type="string",
-            pattern="^[^/]+/[0-9]{4}([.][0-9]{2}){5}$",
+            pattern=EXTERNAL_ID,
             title="Backup",
             description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`.",
         ),
@@ -116,15 +118,53 @@ def restore_params() -> dict[str, Param]:
 
 def reconcile_params() -> dict[str, Param]:
     """The form of ``nas_reconcile``."""
+    return {"dry_run": _dry_run()}
+
+
+def retention_params() -> dict[str, Param]:
+    """The form of ``nas_retention``."""
     return {
-        "dry_run": Param(
+        "dry_run": _dry_run(),
+        "backups": Param(
+            [],
+            type="array",
+            items={"type": "string", "pattern": EXTERNAL_ID},
+            title="Backups",
+            description="One a line: delete exactly these (external ids), whatever the policies say. "
+            "Empty: what no policy keeps.",
+        ),
+        "vms": Param(
+            [],
+            type="array",
+            items={"type": "string", "minLength": 1},
+            title="VMs",
+            description="One a line: only VMs whose instance name one of these globs matches. Empty: all.",
+            section="More",
+        ),
+        "rules": Param(
             None,
-            type=["null", "boolean"],
-            enum=[None, True, False],
-            title="Dry run",
-            description="Only list what would be done. Empty: a manual run lists, a scheduled run acts.",
+            type=["null", "object"],
+            title="Rules",
+            description='For this run in place of the policies\', for example `{"keep_daily": 7, "keep_weekly": 4}`.',
+            section="More",
         ),
     }
+
+
+def _dry_run() -> Param:
+    return Param(
+        None,
+        type=["null", "boolean"],
+        enum=[None, True, False],
+        title="Dry run",
+        description="Only list what would be done. Empty: a manual run lists, a scheduled run acts.",
+    )
+
+
+def is_dry_run(context: Mapping[str, Any]) -> bool:
+    """What the param ``dry_run`` says; empty: a manual run is one."""
+    asked = context["params"]["dry_run"]
+    return bool(context["dag_run"].run_type == "manual" if asked is None else asked)
 
 
 def require_known_keys(conf: Mapping[str, Any] | None, *, form: Mapping[str, Param]) -> None:

@@ -9,36 +9,64 @@ from typing import Any
 
 from nasbackup.airflow import hooks
 from nasbackup.airflow.forms import require_known_keys, restore_params
-from nasbackup.errors import ParamInvalid
+from nasbackup.catalog import backups
+from nasbackup.errors import BackupNotFound, ParamInvalid
 from nasbackup.restore.image import choose, image_path, locate, restore_images
+from nasbackup.steps.lease import SharedLease
 from nasbackup.transfer.pump import Progress
 
 log = logging.getLogger(__name__)
 
 
-def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None) -> list[str]:
-    """Names of the volumes to restore. Raises RequestError, BackupNotRestorable, TargetExists; nothing is written."""
+def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: str) -> list[str]:
+    """Names of the volumes to restore. Raises RequestError, BackupNotRestorable, TargetExists, VmBusy.
+
+    Nothing is written. From here to the end of the run nobody backs the VM up or deletes backups of it.
+    """
     require_known_keys(conf, form=restore_params())
     to = Path(params["to"])
     if not to.is_absolute():
         raise ParamInvalid(name="to", value=params["to"], problem="it must be an absolute path")
-    located = locate(hooks.catalog(), external_id=params["backup"])
-    chosen = choose(located.backup, volumes=params["volumes"] or ())
-    for volume in chosen:
-        located.layers(volume)
-        image_path(to, volume=volume, image_format=params["format"])
+    lease = _lease(params, run_id=run_id)
+    lease.join()
+    try:
+        located = locate(lease.database, external_id=params["backup"])
+        chosen = choose(located.backup, volumes=params["volumes"] or ())
+        for volume in chosen:
+            located.layers(volume)
+            image_path(to, volume=volume, image_format=params["format"])
+    except BaseException:
+        lease.leave()  # a teardown runs only after a setup that succeeded
+        raise
     return [volume.name for volume in chosen]
 
 
-def restore(*, params: Mapping[str, Any], volume: str) -> dict[str, Any]:
+def restore(*, params: Mapping[str, Any], volume: str, run_id: str) -> dict[str, Any]:
+    lease = _lease(params, run_id=run_id)
+    token = lease.join()
     (done,) = restore_images(
-        locate(hooks.catalog(), external_id=params["backup"]),
+        locate(lease.database, external_id=params["backup"]),
         to=Path(params["to"]),
         image_format=params["format"],
         volumes=[volume],
-        follow=_log_progress,
+        follow=lease.renewing(token, _log_progress),
     )
     return {"volume": done.name, "source": done.source, "file": str(done.file), "layers": done.layers}
+
+
+def give_back(*, params: Mapping[str, Any], run_id: str) -> None:
+    """The VM's lease, however the run ended."""
+    try:
+        _lease(params, run_id=run_id).leave()
+    except BackupNotFound:
+        log.info("There was no such backup, so there is no lease")
+
+
+def _lease(params: Mapping[str, Any], *, run_id: str) -> SharedLease:
+    database = hooks.catalog()
+    with database.transaction() as cursor:
+        backup = backups.find(cursor, external_id=params["backup"])
+    return SharedLease(database=database, vm_uuid=backup.vm_uuid, vm=backup.vm, holder=f"nas_restore/{run_id}")
 
 
 def _log_progress(what: str, progress: Progress) -> None:

@@ -6,6 +6,7 @@ go, and its row is closed (CloudStack PR #13074, "delete-pending"). All of it un
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from nasbackup.catalog.backups import get, select_where
@@ -96,9 +97,20 @@ def unfinished(cursor: Cursor, *, vm_uuid: str | None = None) -> list[Backup]:
 
 
 def kept_by(cursor: Cursor, *, backup_id: int) -> list[str]:
-    """External ids of the children for which a delete-pending backup still exists."""
-    cursor.execute("SELECT external_id FROM live_child WHERE parent_id = %s ORDER BY backup_id", (backup_id,))
-    return [row["external_id"] for row in cursor.fetchall()]
+    """External ids of the children for which the backup has to exist."""
+    return keepers(cursor, backup_ids=[backup_id]).get(backup_id, [])
+
+
+def keepers(cursor: Cursor, *, backup_ids: Sequence[int]) -> dict[int, list[str]]:
+    """The same for many backups; those that nothing needs are not in the answer."""
+    cursor.execute(
+        "SELECT parent_id, external_id FROM live_child WHERE parent_id = ANY(%s) ORDER BY backup_id",
+        (list(backup_ids),),
+    )
+    found: dict[int, list[str]] = {}
+    for row in cursor.fetchall():
+        found.setdefault(row["parent_id"], []).append(row["external_id"])
+    return found
 
 
 # --- what people say of one backup ----------------------------------------------------------------------------

@@ -19,18 +19,28 @@ def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int 
     The same holder always gets it, with a new token: whatever an earlier attempt of it still runs is fenced
     off. Raises VmBusy while another holder's lease is alive.
     """
+    return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=True)
+
+
+def join(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = LEASE_SECONDS) -> Lease:
+    """Take the VM's lease, or share the one that the same holder has: with its token. Raises VmBusy."""
+    return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=False)
+
+
+def _take(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int, anew: bool) -> Lease:
     cursor.execute(
         """
         INSERT INTO lease AS l (vm_id, holder, expires_at)
         SELECT vm_id, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s)
           FROM vm WHERE uuid = %(uuid)s
         ON CONFLICT (vm_id) DO UPDATE
-           SET holder = EXCLUDED.holder, token = nextval('lease_token'),
-               acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
+           SET token = CASE WHEN l.holder = EXCLUDED.holder AND NOT %(anew)s THEN l.token
+                            ELSE nextval('lease_token') END,
+               holder = EXCLUDED.holder, acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
          WHERE l.holder = EXCLUDED.holder OR l.expires_at < clock_timestamp()
         RETURNING token, expires_at
         """,
-        {"uuid": vm_uuid, "holder": holder, "seconds": seconds},
+        {"uuid": vm_uuid, "holder": holder, "seconds": seconds, "anew": anew},
     )
     row = cursor.fetchone()
     if row is None:
@@ -66,3 +76,10 @@ def release(cursor: Cursor, *, vm_uuid: str, token: int) -> bool:
         "DELETE FROM lease WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND token = %s", (vm_uuid, token)
     )
     return bool(cursor.rowcount)
+
+
+def release_of(cursor: Cursor, *, vm_uuid: str, holder: str) -> None:
+    """Give back what this holder has, whatever its token."""
+    cursor.execute(
+        "DELETE FROM lease WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND holder = %s", (vm_uuid, holder)
+    )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nasbackup.catalog import Database, backups, migrate, repositories
+from nasbackup.catalog import Database, backups, deletions, migrate, repositories
 from nasbackup.cli import output, retention
-from nasbackup.cli.options import json_option, with_database
+from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.errors import NasBackupError, NotARepository
-from nasbackup.model import BackupStatus, Repository, RepositoryType
+from nasbackup.model import Backup, BackupStatus, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
 from nasbackup.restore.image import ImageFormat, locate, restore_images
 from nasbackup.restore.verification import verify_layers
+from nasbackup.steps.lease import SharedLease
 
 _HIDDEN = frozenset({BackupStatus.DELETE_PENDING, BackupStatus.DELETING})
 
@@ -52,7 +54,8 @@ def list_command(*, database: Database, vm: str | None, show_all: bool, as_json:
     with database.transaction() as cursor:
         found = backups.list_backups(cursor, vm=vm, statuses=statuses)
         roots = _roots(cursor)
-    output.show_list(found, roots=roots, as_json=as_json)
+        kept_by = _kept_by(cursor, found)
+    output.show_list(found, roots=roots, kept_by=kept_by, as_json=as_json)
 
 
 @main.command()
@@ -64,7 +67,8 @@ def show(*, database: Database, backup: str, as_json: bool) -> None:
     with database.transaction() as cursor:
         found = backups.find(cursor, external_id=backup)
         roots = _roots(cursor)
-    output.show_one(found, roots=roots, as_json=as_json)
+        kept_by = _kept_by(cursor, [found]).get(found.backup_id, [])
+    output.show_one(found, roots=roots, kept_by=kept_by, as_json=as_json)
 
 
 @main.command()
@@ -100,8 +104,21 @@ def restore(
 ) -> None:
     """Restore a backup's volumes to standalone images. Every layer is verified before anything is written."""
     located = locate(database, external_id=backup)
-    with output.following() as follow:
-        restored = restore_images(located, to=to.absolute(), image_format=image_format, volumes=volumes, follow=follow)
+    lease = SharedLease(
+        database=database, vm_uuid=located.backup.vm_uuid, vm=located.backup.vm, holder=holder("restore")
+    )
+    token = lease.join()  # while it lasts nobody deletes a layer
+    try:
+        with output.following() as follow:
+            restored = restore_images(
+                locate(database, external_id=backup),
+                to=to.absolute(),
+                image_format=image_format,
+                volumes=volumes,
+                follow=lease.renewing(token, follow),
+            )
+    finally:
+        lease.leave()
     output.show_restored(backup, restored=restored, as_json=as_json)
 
 
@@ -145,6 +162,12 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     """Bring the catalog's schema up to date; harmless when it is."""
     applied = migrate(database)
     output.show_facts({"applied": applied}, as_json=as_json)
+
+
+def _kept_by(cursor: Any, found: Sequence[Backup]) -> dict[int, list[str]]:
+    """Only a delete-pending backup needs a reason to exist."""
+    pending = [backup.backup_id for backup in found if backup.status is BackupStatus.DELETE_PENDING]
+    return deletions.keepers(cursor, backup_ids=pending)
 
 
 def _roots(cursor: Any) -> dict[str, Path]:

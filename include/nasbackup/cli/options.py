@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -28,3 +30,8 @@ def with_database(command: Callable[..., None]) -> Callable[..., None]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def holder(what: str) -> str:
+    """Whose lease it is, for the person who has to wait for it."""
+    return f"nasbackup {what} by {getpass.getuser()} on {platform.node()} (process {os.getpid()})"

@@ -24,8 +24,8 @@ _WIDE = 240
 _LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal to draw on
 
 
-def as_document(backup: Backup, *, root: Path) -> dict[str, Any]:
-    """A backup in JSON: the public form (README, Command line)."""
+def as_document(backup: Backup, *, root: Path, kept_by: Sequence[str] = ()) -> dict[str, Any]:
+    """A backup in JSON: the public form (README, Command line). ``kept_by``: why a delete-pending one still exists."""
     path = root / backup.external_id
     return {
         "external_id": backup.external_id,
@@ -45,20 +45,31 @@ def as_document(backup: Backup, *, root: Path) -> dict[str, Any]:
         "created": backup.created_at.isoformat(),
         "size": backup.size,
         "verified": backup.verified,
+        "pinned": backup.pinned_at is not None,
+        "expires": backup.expires_at.isoformat() if backup.expires_at else None,
+        "kept_by": list(kept_by),
         "error": backup.error,
         "volumes": [_volume_document(volume, path=path) for volume in backup.volumes],
     }
 
 
-def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bool) -> None:
+def show_list(
+    found: Sequence[Backup], *, roots: Mapping[str, Path], kept_by: Mapping[int, Sequence[str]], as_json: bool
+) -> None:
     if as_json:
-        return print_json([as_document(backup, root=roots[backup.repository]) for backup in found])
+        return print_json(
+            [
+                as_document(backup, root=roots[backup.repository], kept_by=kept_by.get(backup.backup_id, ()))
+                for backup in found
+            ]
+        )
     table = Table(box=None, header_style="bold")
     for heading in ("BACKUP", "TYPE", "STATUS", "REASON"):
         table.add_column(heading, no_wrap=heading == "BACKUP")
     for heading in ("POSITION", "READ", "SIZE"):
         table.add_column(heading, justify="right")
     table.add_column("VERIFIED")
+    table.add_column("")
     for backup in found:
         add_row(
             table,
@@ -70,6 +81,7 @@ def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bo
             decimal(sum(volume.bytes_read or 0 for volume in backup.volumes)),
             "" if backup.size is None else decimal(backup.size),
             "yes" if backup.verified else "no",
+            _note(backup, kept_by=kept_by.get(backup.backup_id, ())),
         )
     if found:
         stdout().print(table)
@@ -77,12 +89,21 @@ def show_list(found: Sequence[Backup], *, roots: Mapping[str, Path], as_json: bo
         stdout().print("There are no backups.")
 
 
-def show_one(backup: Backup, *, roots: Mapping[str, Path], as_json: bool) -> None:
-    document = as_document(backup, root=roots[backup.repository])
+def _note(backup: Backup, *, kept_by: Sequence[str]) -> str:
+    """What else there is to say of it."""
+    if kept_by:
+        return f"kept by {', '.join(kept_by)}"
+    if backup.pinned_at is not None:
+        return "pinned"
+    return f"expires {backup.expires_at:%Y-%m-%d}" if backup.expires_at else ""
+
+
+def show_one(backup: Backup, *, roots: Mapping[str, Path], kept_by: Sequence[str], as_json: bool) -> None:
+    document = as_document(backup, root=roots[backup.repository], kept_by=kept_by)
     if as_json:
         return print_json(document)
     volumes = document.pop("volumes")
-    show_facts({key: value for key, value in document.items() if value is not None}, as_json=False)
+    show_facts({key: value for key, value in document.items() if value not in (None, [])}, as_json=False)
     table = Table(box=None, header_style="bold")
     for heading in ("VOLUME", "TYPE", "REASON", "FILE"):
         table.add_column(heading, overflow="fold")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +11,7 @@ import click
 from nasbackup import fleet
 from nasbackup.catalog import Database, backups, capacity, deletions, repositories
 from nasbackup.cli import retention_output as output
-from nasbackup.cli.options import json_option, with_database
+from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.model import Backup
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import Policy, RetentionRules
@@ -49,7 +46,7 @@ def delete_command(*, database: Database, ids: tuple[str, ...], dry_run: bool, a
     done: list[Deletion] = []
     for group in _by_vm_and_repository(wanted):
         store = Store(database=database, repository=stores[group[0].repository])
-        done += delete(store, external_ids=[backup.external_id for backup in group], holder=_holder("delete"))
+        done += delete(store, external_ids=[backup.external_id for backup in group], holder=holder("delete"))
     output.show_deletions(done, as_json=as_json)
 
 
@@ -59,10 +56,6 @@ def _by_vm_and_repository(wanted: Sequence[Backup]) -> list[list[Backup]]:
     for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
         groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
     return list(groups.values())
-
-
-def _holder(what: str) -> str:
-    return f"nasbackup {what} by {getpass.getuser()} on {platform.node()} (process {os.getpid()})"
 
 
 @click.command()

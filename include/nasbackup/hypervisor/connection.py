@@ -45,6 +45,11 @@ class Hypervisor:
                 return None
             raise self.error("looking up a VM", error) from error
 
+    def defined_uuids(self) -> frozenset[str]:
+        """Of all its domains, running or not."""
+        with self.doing("listing VMs"):
+            return frozenset(domain.UUIDString() for domain in self.connection.listAllDomains())
+
     @contextlib.contextmanager
     def doing(self, action: str) -> Iterator[None]:
         """Translate libvirt's errors inside the block; ``action`` is a gerund ("beginning the backup job")."""

@@ -47,8 +47,14 @@ def locate(database: Database, *, external_id: str) -> Located:
         lineage = backups.lineage(cursor, backup_id=backup.backup_id)
         registered = repositories.get(cursor, name=backup.repository)
     if backup.status is not BackupStatus.BACKED_UP:
-        raise BackupNotRestorable(backup=external_id, why=f"it is {backup.status}")
+        raise BackupNotRestorable(backup=external_id, why=_why_not(backup))
     return Located(backup=backup, lineage=lineage, root=open_root(registered.repository, identity=registered.uuid))
+
+
+def _why_not(backup: Backup) -> str:
+    if backup.status is BackupStatus.DELETE_PENDING:
+        return "somebody has deleted it; it is only there until the backups that are built on it are gone"
+    return f"it is {backup.status}"
 
 
 def restore_images(

@@ -72,17 +72,22 @@ def report(
     now: datetime,
     defined: Defined | None = None,
     vms: Sequence[str] = (),
+    vm_uuid: str | None = None,
     rules: RetentionRules | None = None,
     on_holding: Listener | None = None,
 ) -> Report:
-    """Judge every backup, or those of the VMs that one of the globs ``vms`` matches.
+    """Judge every backup, or those of the VMs that one of the globs ``vms`` matches, or of one VM.
 
     ``rules``: in place of those of each VM's policy; a VM without a policy is then judged by them too. What is
     in the report stands until somebody changes the catalog: deletion looks again.
     """
     result = Report(now=now)
     with database.transaction() as cursor:
-        chosen = [vm for vm in restore_points.known_vms(cursor) if _matches(vm.vm, vms)]
+        chosen = [
+            vm
+            for vm in restore_points.known_vms(cursor)
+            if _matches(vm.vm, vms) and (vm_uuid is None or vm.vm_uuid == vm_uuid)
+        ]
         protection = {vm.vm_uuid: _protection(vm, fleet=fleet, defined=defined or {}) for vm in chosen}
         seen = set()
         for holding in restore_points.holdings(cursor, vms=chosen):

@@ -22,8 +22,8 @@ from nasbackup.model import BackupStatus, BackupType, Host, Reason, VmState
 from nasbackup.nas import repository as nas_repository
 
 from lab import vm as lab
+from lab.daemons import own_libvirt, own_postgresql
 from lab.places import QEMU_USER
-from tests.integration.crash.daemons import own_libvirt, own_postgresql
 from tests.integration.crash.world import SIZES, STEPS, Run, World, vm_with_base, whole_backup
 
 Kill = Callable[[], None]

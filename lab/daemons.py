@@ -1,4 +1,4 @@
-"""A PostgreSQL and a libvirtd of a test's own, to be killed and started at will: nobody else's are touched."""
+"""A PostgreSQL and a libvirtd of one's own, to be filled, killed and started at will: nobody else's are touched."""
 
 from __future__ import annotations
 

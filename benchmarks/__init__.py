@@ -1,0 +1,1 @@
+"""Measurements, each a command: ``scripts/benchmark NAME``. Figures in the documentation come from here."""

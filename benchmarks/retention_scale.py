@@ -1,0 +1,198 @@
+"""A million backups of ten thousand VMs: how long the report, one delete and one decision take in the catalog.
+
+The catalog is real (a PostgreSQL of its own, durable commits), its content is generated. NAS and hypervisor are left
+out: ``steps.delete`` runs without files to remove, ``steps.decide_chain`` with a hypervisor that answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from nasbackup.catalog import Database, repositories
+from nasbackup.fleet import Fleet, Zone
+from nasbackup.model import Host, Repository, RepositoryType, Vm, VmState, Volume
+from nasbackup.nas import repository as nas_repository
+from nasbackup.retention.rules import Policy, RetentionRules
+from nasbackup.settings import Settings
+from nasbackup.steps import BackupRequest, Site, decide_chain, retention
+from nasbackup.steps.delete import delete
+
+from lab.daemons import own_postgresql
+
+CHAIN = 10
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+GENERATE = """
+INSERT INTO vm (uuid, name, host) SELECT md5('vm' || n)::uuid, 'i-2-' || n || '-VM', 'kvm_one'
+  FROM generate_series(1, %(vms)s) n;
+INSERT INTO backup (backup_id, vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
+                    chain_position, parent_id, checkpoint, host, vm_state, request, run_id, lease_token, created_at,
+                    recorded_at, size)
+OVERRIDING SYSTEM VALUE
+SELECT id, vm, 1, 'i-2-' || vm || '-VM/' || to_char(at AT TIME ZONE 'UTC', 'YYYY.MM.DD.HH24.MI.SS'),
+       CASE WHEN position = 0 THEN 'FULL' ELSE 'INCREMENTAL' END, 'BackedUp',
+       CASE WHEN position = 0 THEN 'chain_complete' ELSE 'incremental' END, 'generated',
+       md5('chain' || vm || '-' || number / %(chain)s)::uuid, position,
+       CASE WHEN position > 0 THEN id - %(vms)s END, 'backup-' || extract(epoch FROM at)::bigint, 'kvm_one', 'running',
+       '{}', 'generated', 1, at, at + interval '5 minutes', CASE WHEN position = 0 THEN 20e9 ELSE 1e9 END
+  FROM (SELECT vm, number, number %% %(chain)s AS position, number * %(vms)s + vm AS id,
+               %(now)s::timestamptz - make_interval(days => %(each)s - number, secs => vm) AS at
+          FROM generate_series(0, %(each)s - 1) number, generate_series(1, %(vms)s) vm) generated;
+SELECT setval(pg_get_serial_sequence('backup', 'backup_id'), (SELECT max(backup_id) FROM backup));
+INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type, reason, backing,
+                           bytes_read, bytes_written, digest, verified_at)
+SELECT backup_id, 0, 'ROOT', '/images/ROOT.qcow2', 'vda', 'qcow2', 'root.ROOT.qcow2', 100e9, type,
+       CASE WHEN type = 'FULL' THEN 'full_backup' ELSE 'incremental' END,
+       CASE WHEN type = 'INCREMENTAL' THEN '../parent/root.ROOT.qcow2' END, size, size, 'generated', recorded_at
+  FROM backup;
+INSERT INTO active_checkpoint (vm_id, repository_id, checkpoint, backup_id)
+SELECT DISTINCT ON (vm_id) vm_id, 1, checkpoint, backup_id FROM backup ORDER BY vm_id, backup_id DESC;
+ANALYZE
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vms", type=int, default=10_000)
+    parser.add_argument("--backups-each", type=int, default=100)
+    parser.add_argument("--repeat", type=int, default=200, help="deletes and decisions that are measured")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with own_postgresql() as (_, database), tempfile.TemporaryDirectory() as directory:
+        site = _site(database, path=Path(directory))
+        started = time.perf_counter()
+        _generate(database, vms=options.vms, each=options.backups_each)
+        print(f"{options.vms * options.backups_each:,} backups generated in {time.perf_counter() - started:.0f} s")
+        figures = {
+            "report, one day's deletions": _report(database, RetentionRules(keep_last=options.backups_each - 1)),
+            "report, policy of six rules": _report(
+                database,
+                RetentionRules(
+                    keep_last=3, keep_hourly=24, keep_daily=14, keep_weekly=8, keep_monthly=12, keep_yearly=5
+                ),
+            ),
+            "delete": _many(site, _delete, repeat=options.repeat, vms=options.vms),
+            "decide_chain": _many(site, _decide, repeat=options.repeat, vms=options.vms),
+        }
+    if options.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, figure in figures.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:,.3g}" for key, value in figure.items()))
+
+
+def _site(database: Database, *, path: Path) -> Site:
+    repository = Repository(name="nas_scale", type=RepositoryType.LOCAL, path=str(path))
+    with database.transaction() as cursor:
+        repositories.register(cursor, repository=repository, uuid=nas_repository.register(repository))
+    return Site(database=database, host=Host(name="kvm_one"), repository=repository)
+
+
+def _generate(database: Database, *, vms: int, each: int) -> None:
+    with database.transaction() as cursor:
+        cursor.execute(GENERATE, {"vms": vms, "each": each, "chain": CHAIN, "now": NOW})
+
+
+# --- the report -----------------------------------------------------------------------------------------------
+
+
+def _report(database: Database, rules: RetentionRules) -> dict[str, float]:
+    """In a process of its own, whose largest size is the report's. (Spawned: a fork begins with its parent's size.)"""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measure_report, (dict(database.parameters), rules))
+
+
+def _measure_report(parameters: dict[str, Any], rules: RetentionRules) -> dict[str, float]:
+    fleet = Fleet(
+        zones=(Zone(name="default", hosts=("kvm_one",), repositories=("nas_scale",)),),
+        policies=(Policy(name="all", vms=("*",), timezone="Europe/Berlin", retention=rules),),
+    )
+    started = time.perf_counter()
+    found = retention.report(Database(parameters=parameters), fleet=fleet, now=NOW)
+    return {
+        "seconds": time.perf_counter() - started,
+        "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "backups": found.backups,
+        "to delete": found.deletions,
+    }
+
+
+# --- one delete, one decision ---------------------------------------------------------------------------------
+
+
+def _many(site: Site, action: Callable[[Site, int], None], *, repeat: int, vms: int) -> dict[str, float]:
+    """Milliseconds that one takes in the catalog: in transactions, with everything that opens and ends them."""
+    taken = []
+    for number in random.Random(1).sample(range(1, vms + 1), repeat):
+        with _stopwatch() as spent:
+            action(site, number)
+        taken.append(1000 * sum(spent))
+    return {"median ms": statistics.median(taken), "95 % below ms": statistics.quantiles(taken, n=20)[-1]}
+
+
+def _delete(site: Site, number: int) -> None:
+    with site.database.transaction() as cursor:
+        cursor.execute("SELECT external_id FROM backup WHERE vm_id = %s ORDER BY backup_id DESC LIMIT 1", (number,))
+        row = cursor.fetchone()
+    assert row is not None
+    (done,) = delete(site, external_ids=[row["external_id"]], holder="benchmark")
+    assert [removal.external_id for removal in done.removed] == [row["external_id"]]
+
+
+def _decide(site: Site, number: int) -> None:
+    with site.database.transaction() as cursor:
+        cursor.execute("SELECT name, uuid FROM vm WHERE vm_id = %s", (number,))
+        row = cursor.fetchone()
+    assert row is not None
+    volume = Volume(source="/images/ROOT.qcow2", target="vda", format="qcow2", virtual_size=100_000_000_000)
+    vm = Vm(name=row["name"], uuid=str(row["uuid"]), state=VmState.RUNNING, volumes=(volume,))
+    with _instant_hypervisor(vm):
+        decide_chain(site, request=BackupRequest(vm=vm.name), settings=Settings(full_every=999), run_id=f"b/{number}")
+
+
+@contextmanager
+def _instant_hypervisor(vm: Vm) -> Iterator[None]:
+    """The boundary: what decide_chain asks the host, answered at once."""
+    place = "nasbackup.steps.decide"
+    with ExitStack() as stack:
+        connection = stack.enter_context(patch(f"{place}.connect"))
+        connection.return_value.__enter__.return_value.domain.return_value.listAllCheckpoints.return_value = []
+        stack.enter_context(patch(f"{place}.observe_vm", return_value=vm))
+        stack.enter_context(patch(f"{place}.require_room"))
+        usable = {volume.source: True for volume in vm.volumes}
+        stack.enter_context(patch("nasbackup.hypervisor.checkpoints.usable_bitmaps", return_value=usable))
+        yield
+
+
+@contextmanager
+def _stopwatch() -> Iterator[list[float]]:
+    spent: list[float] = []
+    real = Database.transaction
+
+    @contextmanager
+    def timed(self: Database) -> Iterator[Any]:
+        started = time.perf_counter()
+        with real(self) as cursor:
+            yield cursor
+        spent.append(time.perf_counter() - started)
+
+    with patch.object(Database, "transaction", timed):
+        yield spent
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""
+### Delete what no policy keeps
+
+`report ─▶ approval ─▶ delete[chain] ─▶ summary`, and `capacity[repository]` after the deletions
+
+* **report** judges every backup by its VM's policy (`fleet.yaml`): its result says what would go and which rule keeps
+  the rest, its log has each verdict. VMs that no policy matches, or that their host does not define any more, are
+  listed with the day on which their backups go.
+* **approval** asks (Browse → Required Actions) when a run would delete more than `retention.at_most` allows. No answer
+  within 20 hours is a no.
+* **delete** takes one chain: what is still unwanted goes, leaf first. A backup that others are built on stays,
+  delete-pending, and falls with its last child. A VM that is being backed up or restored is left for the next run.
+* **summary** counts what went, and the bytes that were freed.
+* **capacity** notes how full each repository is, and fails when it passes a threshold of `fleet.yaml`.
+
+A scheduled run deletes; a manual run only reports, unless `dry_run` is set to false. `backups` deletes what it names,
+`vms` and `rules` limit or replace what `fleet.yaml` says for one run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow.approval import ApproveWhenAsked
+from nasbackup.airflow.forms import is_dry_run, retention_params
+from nasbackup.airflow.retries import task_defaults
+from nasbackup.fleet import load
+
+
+@dag(
+    dag_id="nas_retention",
+    dag_display_name="NAS retention",
+    description="Delete the backups that no policy keeps",
+    doc_md=__doc__,
+    schedule="@daily",
+    catchup=False,
+    max_active_runs=1,
+    params=retention_params(),
+    tags=["nas-backup"],
+    default_args=task_defaults(),
+)
+def nas_retention() -> None:
+    @task(multiple_outputs=True)
+    def report() -> dict[str, Any]:
+        """Judge every backup; nothing is deleted."""
+        from nasbackup.airflow import retention_tasks
+
+        context = get_current_context()
+        return retention_tasks.report(
+            params=context["params"], conf=context["dag_run"].conf, dry_run=is_dry_run(context)
+        )
+
+    @task(map_index_template="{{ chain_label }}", max_active_tis_per_dagrun=4)
+    def delete(chain: dict[str, Any]) -> dict[str, Any]:
+        """Delete what is still unwanted of one chain, leaf first."""
+        from nasbackup.airflow import retention_tasks
+
+        context = get_current_context()
+        context["chain_label"] = chain["chain"]
+        return retention_tasks.delete_chain(chain=chain, params=context["params"], run_id=context["dag_run"].run_id)
+
+    @task(trigger_rule="none_failed")
+    def summary(deleted: list[dict[str, Any]]) -> dict[str, Any]:
+        """What went, and what it freed."""
+        from nasbackup.airflow import retention_tasks
+
+        return retention_tasks.summary(deleted=list(deleted or ()))
+
+    @task(map_index_template="{{ repository_label }}", trigger_rule="all_done")
+    def capacity(repository: str) -> dict[str, Any]:
+        """How full it is; fails when it is filling up."""
+        from nasbackup.airflow import retention_tasks
+
+        context = get_current_context()
+        context["repository_label"] = repository
+        return retention_tasks.measure_capacity(repository=repository, dry_run=is_dry_run(context))
+
+    reported = report()
+    approved = ApproveWhenAsked(
+        task_id="approval",
+        question=reported["question"],
+        work=reported["chains"],
+        subject="Shall so many backups be deleted?",
+        body="The result of `report` says which, its log says why.",
+    )
+    deleted = delete.expand(chain=approved.output)
+    # Two leaves: the run fails when either does. One behind the other would hide what happened to the first.
+    summary(deleted)
+    deleted >> capacity.expand(repository=load().repositories)
+
+
+nas_retention()

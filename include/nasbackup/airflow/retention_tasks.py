@@ -1,0 +1,278 @@
+"""Bodies of the tasks of ``nas_retention``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nasbackup import fleet
+from nasbackup.airflow import hooks
+from nasbackup.airflow.forms import require_known_keys, retention_params
+from nasbackup.catalog import Database, backups, capacity
+from nasbackup.errors import (
+    BackupNotDeletable,
+    HypervisorError,
+    NasBackupError,
+    RepositoryFilling,
+    RequestError,
+    VmBusy,
+)
+from nasbackup.fleet import Fleet
+from nasbackup.hypervisor import connect
+from nasbackup.model import Backup, BackupStatus
+from nasbackup.retention.capacity import forecast
+from nasbackup.retention.rules import RetentionRules
+from nasbackup.steps import retention
+from nasbackup.steps.bitmaps import drop_unneeded
+from nasbackup.steps.delete import Deletion, delete
+from nasbackup.steps.lease import held_lease
+from nasbackup.steps.measure import measure
+from nasbackup.steps.ticket import Store
+
+log = logging.getLogger(__name__)
+
+Payload = dict[str, Any]
+
+MOST_CHAINS = 1000
+"""Of one run: Airflow maps a task 1,024 times at most. The rest is found again by the next run."""
+
+_SHOWN = 200
+"""Lines of a list in the result that people read; the log has all."""
+
+
+# --- report ---------------------------------------------------------------------------------------------------
+
+
+def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run: bool) -> Payload:
+    """Judge; say what is to be deleted, chain by chain, and whether somebody has to be asked. Nothing is deleted.
+
+    Raises RequestError; FleetInvalid; CatalogUnreachable.
+    """
+    require_known_keys(conf, form=retention_params())
+    known, database, now = fleet.load(), hooks.catalog(), datetime.now(UTC)
+    if params["backups"]:
+        if params["vms"] or params["rules"]:
+            raise RequestError(problem="Param backups names what is to be deleted: leave vms and rules empty with it.")
+        return _report_named(database, names=params["backups"], dry_run=dry_run)
+    defined = _defined(known)
+    if not dry_run:
+        retention.note_unprotected(database, fleet=known, defined=defined, now=now)
+    found = retention.report(
+        database,
+        fleet=known,
+        now=now,
+        defined=defined,
+        vms=params["vms"] or (),
+        rules=_rules(params),
+        on_holding=_log_verdicts,
+    )
+    for vm in found.unprotected:
+        log.warning("%s is unprotected: %s. Its %d backups go %s.", vm.vm, vm.why, vm.restorable, vm.goes)
+    chains = [
+        {
+            "vm": doomed.vm,
+            "vm_uuid": doomed.vm_uuid,
+            "host": doomed.host,
+            "repository": doomed.repository,
+            "policy": doomed.policy,
+            **asdict(doomed.plan),
+        }
+        for doomed in found.chains
+    ]
+    return {
+        **_to_do(
+            chains,
+            dry_run=dry_run,
+            question=known.guard.objection(removals=found.deletions, restorable=found.restorable),
+        ),
+        "vms": found.vms,
+        "restorable": found.restorable,
+        "kept_by_rule": dict(found.rules),
+        "unprotected": [asdict(vm) | {"since": vm.since.isoformat()} for vm in found.unprotected[:_SHOWN]],
+        "unprotected_count": len(found.unprotected),
+        "hosts_not_asked": [host for host, uuids in defined.items() if uuids is None],
+    }
+
+
+def _to_do(chains: list[Payload], *, dry_run: bool, question: str | None) -> Payload:
+    """``chains`` is what the tasks ``delete`` are made of: none in a dry run."""
+    if len(chains) > MOST_CHAINS:
+        log.warning("%d chains: %d of them are left for the next run", len(chains), len(chains) - MOST_CHAINS)
+    return {
+        "dry_run": dry_run,
+        "would_delete": [external_id for chain in chains for external_id, _ in chain["delete"]][:_SHOWN],
+        "would_delete_count": sum(len(chain["delete"]) for chain in chains),
+        "would_free": sum(chain["size"] for chain in chains),
+        "chains": [] if dry_run else chains[:MOST_CHAINS],
+        "question": question if question and not dry_run else "",
+    }
+
+
+def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) -> Payload:
+    """What somebody named is deleted, leaf first; whether it was meant is asked for a lot of them only."""
+    known = fleet.load()
+    with database.transaction() as cursor:
+        wanted = [backups.find(cursor, external_id=name) for name in dict.fromkeys(names)]
+    groups: dict[tuple[str, str], list[Backup]] = {}
+    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
+        groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
+    chains = [
+        {
+            "vm": group[0].vm,
+            "vm_uuid": group[0].vm_uuid,
+            "host": group[0].host,
+            "repository": group[0].repository,
+            "policy": "",
+            "chain": group[-1].external_id,
+            "delete": [(backup.external_id, "named") for backup in group],
+            "size": sum(backup.size or 0 for backup in group),
+        }
+        for group in groups.values()
+    ]
+    restorable = sum(backup.status is BackupStatus.BACKED_UP for backup in wanted)
+    question = known.guard.objection(removals=restorable, restorable=max(restorable, known.guard.backups * 100))
+    return _to_do(chains, dry_run=dry_run, question=question)
+
+
+def _rules(params: Mapping[str, Any]) -> RetentionRules | None:
+    return fleet.retention_rules(params["rules"], named="rules") if params["rules"] else None
+
+
+def _defined(known: Fleet) -> dict[str, frozenset[str] | None]:
+    """UUIDs of the VMs that each host defines; None where nobody could ask: its VMs are judged by their policies."""
+    found: dict[str, frozenset[str] | None] = {}
+    for host in known.hosts:
+        try:
+            with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
+                found[host] = hypervisor.defined_uuids()
+        except NasBackupError as error:
+            log.warning("Whether VMs of %s were undefined is not known: %s", host, error)
+            found[host] = None
+    return found
+
+
+def _log_verdicts(holding: Any, policy: str, verdicts: Sequence[Any]) -> None:
+    for point, keep, rule in verdicts:
+        if not keep:
+            log.info("%s (%s, %s): to be deleted, %s", point.external_id, holding.repository, policy, rule)
+
+
+# --- delete ---------------------------------------------------------------------------------------------------
+
+
+def delete_chain(*, chain: Payload, params: Mapping[str, Any], run_id: str) -> Payload:
+    """Delete what is still unwanted of one chain, leaf first. A VM that is busy is left for the next run."""
+    database = hooks.catalog()
+    store = Store(database=database, repository=hooks.NasHook(nas_conn_id=chain["repository"]).get_conn())
+    wanted = [external_id for external_id, _ in chain["delete"]]
+    skipped = []
+    if chain["policy"]:
+        # Hours may have gone by, somebody may have been asked: what a rule keeps by now stays.
+        still = _still_unwanted(database, chain=chain, params=params)
+        skipped = [{"external_id": name, "why": "a rule keeps it by now"} for name in wanted if name not in still]
+        wanted = [name for name in wanted if name in still]
+    directory = store.root() / chain["chain"].split("/")[0]
+    before = _files(directory)
+    done: list[Deletion] = []
+    holder = f"nas_retention/{run_id}"
+    for name in wanted:
+        try:
+            done += delete(store, external_ids=[name], holder=holder)
+        except (BackupNotDeletable, VmBusy) as error:
+            log.warning("%s is left: %s", name, error)
+            skipped.append({"external_id": name, "why": str(error)})
+    if any(deletion.was_active for deletion in done):
+        _drop_bitmap(database, chain=chain, holder=holder)
+    return {
+        "vm": chain["vm"],
+        "chain": chain["chain"],
+        "removed": [asdict(removal) for deletion in done for removal in deletion.removed],
+        "delete_pending": [
+            {"external_id": deletion.external_id, "kept_by": deletion.kept_by} for deletion in done if deletion.kept_by
+        ],
+        "left": skipped,
+        "bytes_freed": sum(deletion.bytes_freed for deletion in done),
+        "files_before": before,
+        "files_after": _files(directory),
+    }
+
+
+def _still_unwanted(database: Database, *, chain: Payload, params: Mapping[str, Any]) -> set[str]:
+    known = fleet.load()
+    found = retention.report(
+        database,
+        fleet=known,
+        now=datetime.now(UTC),
+        defined=_defined(known),
+        vm_uuid=chain["vm_uuid"],
+        rules=_rules(params),
+    )
+    return {
+        external_id
+        for doomed in found.chains
+        if doomed.repository == chain["repository"]
+        for external_id, _ in doomed.plan.delete
+    }
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory.parent)) for path in directory.rglob("*") if path.is_file())
+
+
+def _drop_bitmap(database: Database, *, chain: Payload, holder: str) -> None:
+    """It is of no use any more. A host that is away is no reason to fail: nas_reconcile drops it."""
+    try:
+        host = hooks.LibvirtHook(libvirt_conn_id=chain["host"]).get_conn()
+        with (
+            held_lease(database, vm_uuid=chain["vm_uuid"], vm=chain["vm"], holder=holder),
+            connect(host) as hypervisor,
+        ):
+            drop_unneeded(database, hypervisor, vm_uuid=chain["vm_uuid"])
+    except (HypervisorError, RequestError, VmBusy) as error:
+        log.warning("The bitmap of %s is left to nas_reconcile: %s", chain["vm"], error)
+
+
+# --- summary, capacity ----------------------------------------------------------------------------------------
+
+
+def summary(*, deleted: Sequence[Payload]) -> Payload:
+    """What went, what stays delete-pending, what was left, and the bytes that were freed."""
+    total = {
+        "deleted": sum(len(chain["removed"]) for chain in deleted),
+        "delete_pending": sum(len(chain["delete_pending"]) for chain in deleted),
+        "left": [entry for chain in deleted for entry in chain["left"]][:_SHOWN],
+        "bytes_freed": sum(chain["bytes_freed"] for chain in deleted),
+        "files_before": sum(len(chain["files_before"]) for chain in deleted),
+        "files_after": sum(len(chain["files_after"]) for chain in deleted),
+    }
+    log.info("%d backups deleted, %d delete-pending, %d bytes freed", *list(total.values())[:2], total["bytes_freed"])
+    return total
+
+
+def measure_capacity(*, repository: str, dry_run: bool) -> Payload:
+    """Note how full the repository is. Raises RepositoryFilling when a threshold of fleet.yaml is passed."""
+    thresholds, database = fleet.load().capacity, hooks.catalog()
+    store = Store(database=database, repository=hooks.NasHook(nas_conn_id=repository).get_conn())
+    sample = measure(store, now=datetime.now(UTC))
+    with database.transaction() as cursor:
+        if not dry_run:
+            capacity.add_sample(cursor, repository=repository, sample=sample)
+        earlier = capacity.samples(cursor, repository=repository)
+    expected = forecast([*earlier, sample])
+    warning = expected.warning(thresholds)
+    log.info("%s: %.0f %% used, growth %s bytes a day", repository, expected.used_percent, expected.growth_per_day)
+    if warning is not None:
+        raise RepositoryFilling(repository=repository, why=warning)
+    return {
+        "repository": repository,
+        "total": sample.total,
+        "used": sample.used,
+        "free": sample.free,
+        "backups": sample.backups,
+        "growth_per_day": expected.growth_per_day,
+        "full_in_days": expected.full_in_days,
+    }

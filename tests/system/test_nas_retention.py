@@ -1,0 +1,132 @@
+"""``nas_retention`` under a real scheduler: reports, asks, deletes, and leaves what is kept restorable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nasbackup.catalog import vms
+from nasbackup.model import Backup, BackupStatus, BackupType, Reason
+
+from lab.vm import LabVm
+from tests.system.conftest import Plant
+
+pytestmark = pytest.mark.system
+
+MIB = 1 << 20
+BACKED_UP, DELETE_PENDING = BackupStatus.BACKED_UP, BackupStatus.DELETE_PENDING
+
+
+def retention(plant: Plant, *, answer: str | None = None, **conf: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One run; the results of report and summary."""
+    run = plant.airflow.trigger("nas_retention", conf=conf)
+    if answer is not None:
+        question = plant.airflow.answer("nas_retention", run, "approval", choice=answer)
+        assert "it would delete 3 backups, more than 2" in question
+    assert plant.airflow.wait("nas_retention", run) == "success", plant.airflow.tasks("nas_retention", run)
+    return (
+        plant.airflow.result("nas_retention", run, "report"),
+        plant.airflow.result("nas_retention", run, "summary"),
+    )
+
+
+def files(plant: Plant, machine: LabVm) -> list[str]:
+    return sorted(str(path.relative_to(plant.nas)) for path in (plant.nas / machine.name).rglob("*") if path.is_file())
+
+
+def statuses(plant: Plant, machine: LabVm) -> list[BackupStatus]:
+    return [backup.status for backup in plant.backups_of(machine.name)]
+
+
+def test_a_chain_goes_when_nothing_keeps_it_and_a_parent_waits_for_its_child(
+    plant: Plant,
+    make_vm: Callable[..., LabVm],
+    variable: Callable[[str, str], None],
+    tmp_path: Path,
+) -> None:
+    variable("nas.backup.full.every", "3")
+    machine = make_vm("kept", 8 * MIB, 4 * MIB)
+    made: list[Backup] = []
+    for number in range(5):
+        machine.guest_io("vda", f"write -P {number + 1} {number}M 1M")
+        made.append(plant.recorded(plant.backup(machine.name)))
+    assert [backup.type.value[0] for backup in made] == ["F", "I", "I", "F", "I"]
+    old, kept = made[:3], made[3:]
+    before = files(plant, machine)
+
+    report, summary = retention(plant, vms=[machine.name])
+    assert report["would_delete"] == [backup.external_id for backup in reversed(old)], "leaf first"
+    assert (report["dry_run"], report["kept_by_rule"], summary["deleted"]) == (True, {"keep_last": 2}, 0)
+    retention(plant, vms=[machine.name], dry_run=False, answer="Reject")
+    assert files(plant, machine) == before
+
+    _, summary = retention(plant, vms=[machine.name], dry_run=False, answer="Approve")
+    assert (summary["deleted"], summary["delete_pending"], summary["left"]) == (3, 0, [])
+    assert summary["bytes_freed"] == sum(backup.size or 0 for backup in old)
+    assert (summary["files_before"], summary["files_after"]) == (len(before), len(files(plant, machine)))
+    assert files(plant, machine) == [name for name in before if any(b.external_id in name for b in kept)]
+    assert [backup.external_id for backup in plant.backups_of(machine.name)] == [b.external_id for b in kept]
+    plant.assert_restores_what_the_guest_has(machine, kept[-1], work=tmp_path)
+
+    # A rule of one run keeps the incremental alone: its full stays, delete-pending, until that goes too.
+    _, summary = retention(plant, vms=[machine.name], rules={"keep_last": 1}, dry_run=False)
+    assert statuses(plant, machine) == [BACKED_UP, BACKED_UP], "minimum_fulls is a floor: the full is the only one"
+    machine.guest_io("vda", "write -P 0x77 0 1M")
+    full = plant.recorded(plant.backup(machine.name, mode="full"))
+    _, summary = retention(plant, backups=[kept[0].external_id], dry_run=False)
+    assert (summary["deleted"], summary["delete_pending"]) == (0, 1)
+    assert statuses(plant, machine) == [DELETE_PENDING, BACKED_UP, BACKED_UP]
+    plant.assert_restores_what_the_guest_has(machine, full, work=tmp_path)
+    _, summary = retention(plant, backups=[kept[1].external_id], dry_run=False)
+    assert (summary["deleted"], summary["delete_pending"]) == (2, 0), "the parent fell with its last child"
+    assert [backup.external_id for backup in plant.backups_of(machine.name)] == [full.external_id]
+
+
+def test_without_the_backup_of_the_active_checkpoint_its_bitmap_goes_and_the_next_is_full(
+    plant: Plant, make_vm: Callable[..., LabVm]
+) -> None:
+    machine = make_vm("active", 8 * MIB)
+    first = plant.recorded(plant.backup(machine.name))
+    second = plant.recorded(plant.backup(machine.name))
+    assert second.type is BackupType.INCREMENTAL
+    _, summary = retention(plant, backups=[second.external_id], dry_run=False)
+    assert summary["deleted"] == 1
+    with plant.database.transaction() as cursor:
+        assert vms.active_checkpoint(cursor, vm_uuid=machine.uuid, repository="nas_test") is None
+    assert machine.domain.listAllCheckpoints() == []
+    assert machine.dirty_bitmaps() == {"vda": {}}
+    plant.assert_nothing_is_left(machine)
+    third = plant.recorded(plant.backup(machine.name))
+    assert (third.type, third.reason) == (BackupType.FULL, Reason.NO_ACTIVE_CHECKPOINT)
+    assert [backup.external_id for backup in plant.backups_of(machine.name)] == [first.external_id, third.external_id]
+
+
+def test_an_unprotected_vm_is_reported_and_keeps_its_backups(plant: Plant, make_vm: Callable[..., LabVm]) -> None:
+    machine = make_vm("nobodys", 8 * MIB)
+    plant.recorded(plant.backup(machine.name))
+    report, _ = retention(plant, vms=[machine.name], dry_run=False)
+    (found,) = report["unprotected"]
+    assert found["why"] == "no policy of fleet.yaml matches it"
+    assert found["goes"].startswith("90 days after ")
+    assert statuses(plant, machine) == [BACKED_UP]
+
+
+@pytest.mark.parametrize(
+    ("conf", "sentence"),
+    [
+        ({"rules": {"keep_dayly": 7}}, "'keep_dayly' was unexpected"),
+        ({"rules": {"recovery_window": "two weeks"}}, "recovery_window: 'two weeks' does not match"),
+        ({"backups": ["i-9/2001.01.01.00.00.00"]}, "There is no backup 'i-9/2001.01.01.00.00.00'"),
+        ({"vm": "i-9"}, "Unknown key in the run's conf: 'vm'"),
+    ],
+)
+def test_a_bad_request_deletes_nothing_and_says_why(plant: Plant, conf: dict[str, Any], sentence: str) -> None:
+    run = plant.airflow.trigger("nas_retention", conf={**conf, "dry_run": False})
+    assert plant.airflow.wait("nas_retention", run) == "failed"
+    assert sentence in plant.airflow.log("nas_retention", run, "report")
+    assert {task.state for task in plant.airflow.tasks("nas_retention", run) if task.task_id == "delete"} <= {
+        "upstream_failed",
+        None,
+    }
