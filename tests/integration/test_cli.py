@@ -293,7 +293,7 @@ def test_migrating_twice_is_harmless(database: Database) -> None:
     with database.transaction() as cursor:
         cursor.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     assert "run `nasbackup catalog migrate` once" in refused(database, "list")
-    assert answer(database, "catalog", "migrate") == {"applied": ["0001_initial"]}
+    assert answer(database, "catalog", "migrate")["applied"][0] == "0001_initial"
     assert answer(database, "catalog", "migrate") == {"applied": []}
     assert "nothing" in nasbackup(database, "catalog", "migrate").stdout
 

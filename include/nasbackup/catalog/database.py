@@ -12,6 +12,7 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 
+from nasbackup.catalog import idle
 from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutdated, CatalogUnreachable
 
 # Any number will do, as long as every migrating process takes the same one.
@@ -34,8 +35,9 @@ class Database:
 
         Raises CatalogUnreachable when PostgreSQL does not answer.
         """
+        parameters = {"connect_timeout": 10, "application_name": "nasbackup", **self.parameters}
         try:
-            connection = psycopg2.connect(**{"connect_timeout": 10, "application_name": "nasbackup", **self.parameters})
+            connection = idle.take(parameters)
         except psycopg2.OperationalError as error:
             raise CatalogUnreachable(reason=_one_line(error)) from error
         except (psycopg2.ProgrammingError, TypeError):
@@ -51,7 +53,7 @@ class Database:
         except psycopg2.errors.UndefinedTable as error:
             raise CatalogOutdated(reason=_one_line(error)) from error
         finally:
-            connection.close()
+            idle.give_back(parameters, connection)
 
 
 def migrate(database: Database) -> list[str]:

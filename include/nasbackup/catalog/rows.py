@@ -22,6 +22,8 @@ from nasbackup.model import (
 
 def with_volumes(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> list[Backup]:
     """Rows of backups, joined with the names of their VM, repository and parent, as values with their volumes."""
+    if not rows:
+        return []
     cursor.execute(
         "SELECT * FROM backup_volume WHERE backup_id = ANY(%s) ORDER BY backup_id, ordinal",
         ([row["backup_id"] for row in rows],),
