@@ -107,7 +107,7 @@ def load(file: Path | None = None) -> Fleet:
         ) from error
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 (it is a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "file"
         raise FleetInvalid(file=file, field=where, problem=getattr(error, "problem", None) or "not YAML") from error
@@ -132,7 +132,7 @@ def retention_rules(document: Any, *, named: str) -> RetentionRules:
     """Rules that come from elsewhere than fleet.yaml, checked the same way. Raises ParamInvalid."""
     problem = _problem(document, schema={**_schema()["$defs"]["retention"], "$defs": _schema()["$defs"]})
     if problem is not None:
-        raise ParamInvalid(name=named, value=document, problem=": ".join(problem))
+        raise ParamInvalid(name=named, value=document, problem=": ".join(filter(None, problem)))
     return RetentionRules.from_document(document)
 
 

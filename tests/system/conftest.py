@@ -10,12 +10,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from nasbackup import steps
 from nasbackup.catalog import Database, backups, repositories
-from nasbackup.model import Backup, Repository, RepositoryType
+from nasbackup.model import Backup, Host, Mode, Quiesce, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
 from nasbackup.restore.image import locate, restore_images
+from nasbackup.settings import Settings
+from nasbackup.steps import Site
 
 from lab import proof
 from lab import vm as lab
@@ -33,6 +37,25 @@ class Plant:
     def backup(self, vm: str, **conf: object) -> str:
         """Trigger a run of nas_backup; returns its id."""
         return self.airflow.trigger("nas_backup", conf={"vm": vm, "host": "kvm_test", **conf})
+
+    @property
+    def site(self) -> Site:
+        repository = Repository(name="nas_test", type=RepositoryType.LOCAL, path=str(self.nas))
+        return Site(database=self.database, host=Host(name="kvm_test"), repository=repository)
+
+    def backup_at_once(self, vm: str, *, full_every: int = 10, mode: Mode = Mode.AUTO) -> Backup:
+        """The steps without a scheduler, where a test is about what comes afterwards."""
+        request = steps.BackupRequest(vm=vm, mode=mode)
+        settings = Settings(full_every=full_every)
+        ticket, backup = steps.decide_chain(self.site, request=request, settings=settings, run_id=f"at once/{uuid4()}")
+        steps.checkpoint(self.site, ticket=ticket, quiesce=Quiesce.OFF)
+        for volume in backup.volumes:
+            steps.copy(self.site, ticket=ticket, volume=volume.name)
+            steps.verify(self.site, ticket=ticket, volume=volume.name)
+        steps.record(self.site, ticket=ticket)
+        steps.end_job(self.site, ticket=ticket)
+        with self.database.transaction() as cursor:
+            return backups.get(cursor, backup_id=backup.backup_id)
 
     def wait(self, run_id: str, *, timeout: float = 240) -> str:
         return self.airflow.wait("nas_backup", run_id, timeout=timeout)

@@ -16,7 +16,7 @@ from nasbackup.model import BackupStatus, BackupType
 from lab.vm import LabVm
 from tests.system.conftest import Plant, parent_of, stopped_copy
 
-pytestmark = [pytest.mark.system, pytest.mark.crash]  # long, and a run of its own (docs/guarantees.md)
+pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 ORPHANED_TASKS_SECONDS = float(os.environ.get("AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL", "300"))

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from nasbackup import steps
 from nasbackup.airflow.try_again import SUFFIX
-from nasbackup.model import BackupStatus, BackupType, Host, Quiesce, Repository, RepositoryType, VmState
+from nasbackup.model import BackupStatus, BackupType, Quiesce, VmState
 from nasbackup.settings import Settings
-from nasbackup.steps import Site
 
 from lab.vm import LabVm
 from tests.system.conftest import Plant, stopped_copy
@@ -44,11 +43,7 @@ def test_a_vm_started_in_mid_copy_wins_and_is_backed_up_by_the_second_try(
 def test_a_run_that_vanished_is_found_listed_and_undone(plant: Plant, make_vm: Callable[..., LabVm]) -> None:
     machine = make_vm("vanished", 8 * MIB)
     plant.recorded(plant.backup(machine.name))
-    site = Site(
-        database=plant.database,
-        host=Host(name="kvm_test"),
-        repository=Repository(name="nas_test", type=RepositoryType.LOCAL, path=str(plant.nas)),
-    )
+    site = plant.site
     # A worker that got this far, and of which nobody heard again.
     request = steps.BackupRequest(vm=machine.name)
     ticket, _ = steps.decide_chain(site, request=request, settings=Settings(), run_id="nas_backup/vanished")

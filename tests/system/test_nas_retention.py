@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nasbackup.catalog import vms
-from nasbackup.model import Backup, BackupStatus, BackupType, Reason
+from nasbackup.model import Backup, BackupStatus, BackupType, Mode, Reason
 
 from lab.vm import LabVm
 from tests.system.conftest import Plant
@@ -41,17 +41,13 @@ def statuses(plant: Plant, machine: LabVm) -> list[BackupStatus]:
 
 
 def test_a_chain_goes_when_nothing_keeps_it_and_a_parent_waits_for_its_child(
-    plant: Plant,
-    make_vm: Callable[..., LabVm],
-    variable: Callable[[str, str], None],
-    tmp_path: Path,
+    plant: Plant, make_vm: Callable[..., LabVm], tmp_path: Path
 ) -> None:
-    variable("nas.backup.full.every", "3")
     machine = make_vm("kept", 8 * MIB, 4 * MIB)
     made: list[Backup] = []
     for number in range(5):
         machine.guest_io("vda", f"write -P {number + 1} {number}M 1M")
-        made.append(plant.recorded(plant.backup(machine.name)))
+        made.append(plant.backup_at_once(machine.name, full_every=3))
     assert [backup.type.value[0] for backup in made] == ["F", "I", "I", "F", "I"]
     old, kept = made[:3], made[3:]
     before = files(plant, machine)
@@ -74,7 +70,7 @@ def test_a_chain_goes_when_nothing_keeps_it_and_a_parent_waits_for_its_child(
     _, summary = retention(plant, vms=[machine.name], rules={"keep_last": 1}, dry_run=False)
     assert statuses(plant, machine) == [BACKED_UP, BACKED_UP], "minimum_fulls is a floor: the full is the only one"
     machine.guest_io("vda", "write -P 0x77 0 1M")
-    full = plant.recorded(plant.backup(machine.name, mode="full"))
+    full = plant.backup_at_once(machine.name, mode=Mode.FULL)
     _, summary = retention(plant, backups=[kept[0].external_id], dry_run=False)
     assert (summary["deleted"], summary["delete_pending"]) == (0, 1)
     assert statuses(plant, machine) == [DELETE_PENDING, BACKED_UP, BACKED_UP]
@@ -88,8 +84,8 @@ def test_without_the_backup_of_the_active_checkpoint_its_bitmap_goes_and_the_nex
     plant: Plant, make_vm: Callable[..., LabVm]
 ) -> None:
     machine = make_vm("active", 8 * MIB)
-    first = plant.recorded(plant.backup(machine.name))
-    second = plant.recorded(plant.backup(machine.name))
+    first = plant.backup_at_once(machine.name)
+    second = plant.backup_at_once(machine.name)
     assert second.type is BackupType.INCREMENTAL
     _, summary = retention(plant, backups=[second.external_id], dry_run=False)
     assert summary["deleted"] == 1
@@ -105,7 +101,7 @@ def test_without_the_backup_of_the_active_checkpoint_its_bitmap_goes_and_the_nex
 
 def test_an_unprotected_vm_is_reported_and_keeps_its_backups(plant: Plant, make_vm: Callable[..., LabVm]) -> None:
     machine = make_vm("nobodys", 8 * MIB)
-    plant.recorded(plant.backup(machine.name))
+    plant.backup_at_once(machine.name)
     report, _ = retention(plant, vms=[machine.name], dry_run=False)
     (found,) = report["unprotected"]
     assert found["why"] == "no policy of fleet.yaml matches it"

@@ -56,6 +56,7 @@ def test_what_was_before_the_last_thirty_days_says_nothing() -> None:
     old = [sample(31, used=0), sample(400, used=999)]
     assert forecast([*old, *recent]) == forecast(recent)
     assert forecast([*old, sample(0, used=530)]).growth_per_day is None
+    assert forecast([sample(30, used=0), sample(0, used=30)]).growth_per_day == pytest.approx(GIB)
 
 
 def test_a_repository_that_shrinks_or_stands_still_is_never_full() -> None:

@@ -183,7 +183,7 @@ def forests(draw: st.DrawFn) -> list[Verdict]:
     return found
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(verdicts=forests())
 def test_plans_say_what_delete_then_does(verdicts: list[Verdict]) -> None:
     points = [each.point for each in verdicts]
@@ -204,9 +204,11 @@ def test_plans_say_what_delete_then_does(verdicts: list[Verdict]) -> None:
             assert has_child(left, row)
 
 
+@settings(deadline=None)
 @given(verdicts=forests())
 def test_nobody_is_asked_for_in_vain(verdicts: list[Verdict]) -> None:
-    """Leave out any one request, and something stays that should go."""
+    """Leave out any one request, and something stays that should go. Rows of failed ones, that push too, aside."""
+    verdicts = [each._replace(keep=each.keep or each.point.is_clean) for each in verdicts]
     points = [each.point for each in verdicts]
     asked = [name for plan in chain_plans(verdicts) for name in names(plan)]
     assert len(asked) == len(set(asked))

@@ -82,6 +82,13 @@ def test_days_weeks_and_months_of_two_years() -> None:
         assert (day + timedelta(days=7)).month != day.month
 
 
+@pytest.mark.parametrize(("timezone", "newest"), [("UTC", 22), ("Europe/Berlin", 22), ("Pacific/Auckland", 10)])
+def test_days_are_those_of_the_policys_zone(timezone: str, newest: int) -> None:
+    """Of 10:00 and 22:00 UTC it is the earlier one that ends a day in Auckland, where 22:00 is tomorrow."""
+    last = run(days=9, full_every=1, hours=12, timezone=timezone, keep_daily=5)[-1]
+    assert [point.created_at.hour for point, _, _ in last.verdicts[:-1]] == [newest] * 4
+
+
 def test_a_window_holds_its_days_and_the_one_before() -> None:
     """22:00 of seven days ago is just in a window of seven days; the day before that is what it reaches back to."""
     found = amounts(run(days=30, full_every=1, recovery_window="7 days"))

@@ -176,7 +176,7 @@ all_rules = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(backups=histories(), chosen=counts.filter(bool), timezone=st.sampled_from(ZONES))
 def test_counts_keep_what_proxmox_keeps(backups: list[RestorePoint], chosen: dict[str, int], timezone: str) -> None:
     backups = [each._replace(is_full=False) for each in backups]
@@ -186,6 +186,7 @@ def test_counts_keep_what_proxmox_keeps(backups: list[RestorePoint], chosen: dic
     assert by_count == proxmox(backups, rules=rules, timezone=timezone)
 
 
+@settings(deadline=None)
 @given(backups=histories(), period=st.sampled_from(PERIODS), count=st.integers(1, 6), floor=st.integers(1, 4))
 def test_a_higher_count_keeps_no_fewer(backups: list[RestorePoint], period: str, count: int, floor: int) -> None:
     """Of a single rule. Of several, what one covers more another covers less."""
@@ -262,9 +263,6 @@ def test_a_window_with_nothing_in_it_still_keeps_the_newest() -> None:
     assert list(kept(nightly("2025-01-01", "2025-01-09"), recovery_window="1 week")) == ["2025-01-09"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="the calendar ends at year 1, and fleet.yaml takes such spans"
-)
 @pytest.mark.parametrize("window", ["3000 years", "99999 months"])
 def test_a_window_longer_than_the_calendar_keeps_everything(window: str) -> None:
     assert len(kept(nightly("2025-01-01", "2025-01-09"), recovery_window=window)) == 9
@@ -281,6 +279,7 @@ def test_a_window_adds_to_the_counts_and_never_takes_away() -> None:
     }
 
 
+@settings(deadline=None)
 @given(backups=histories(), chosen=counts, window=windows.filter(bool), timezone=st.sampled_from(ZONES))
 def test_any_moment_of_the_window_can_be_gone_back_to(
     backups: list[RestorePoint], chosen: dict[str, int], window: str, timezone: str
@@ -344,6 +343,7 @@ def test_the_last_full_outlives_its_expiry_date() -> None:
     assert list(kept(backups, keep_daily=7).values()) == ["minimum_fulls"]
 
 
+@settings(deadline=None)
 @given(backups=histories(clock_may_jump=True), rules=all_rules, timezone=st.sampled_from(ZONES))
 def test_what_holds_for_all_rules_together(backups: list[RestorePoint], rules: RetentionRules, timezone: str) -> None:
     found = judge(backups, rules=rules, timezone=timezone, now=NOW)
@@ -391,6 +391,7 @@ def test_one_on_its_way_out_counts_for_nothing(status: BackupStatus) -> None:
     assert verdicts(backups)[1].rule == "deletion_begun"
 
 
+@settings(deadline=None)
 @given(backups=histories(clock_may_jump=True), rules=all_rules, place=st.integers(0, 30), clean=st.booleans())
 def test_a_failed_backup_changes_no_other_verdict(
     backups: list[RestorePoint], rules: RetentionRules, place: int, clean: bool
@@ -415,7 +416,6 @@ def test_a_backup_from_the_future_is_in_the_window() -> None:
     assert kept(backups, recovery_window="1 week")["2031-01-01 22:00"] == "recovery_window"
 
 
-@pytest.mark.xfail(strict=True, reason="the window ends at the first backup that is dated before it")
 @pytest.mark.parametrize("first", ["2026-03-30 22:00", "2031-01-01 22:00"])
 def test_a_window_keeps_all_of_it_though_the_clock_was_wrong_in_between(first: str) -> None:
     backups = points(first, "2026-01-01 22:00", "2026-03-31 22:00")

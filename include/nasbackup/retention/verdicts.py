@@ -184,19 +184,21 @@ def _apply_window(
 ) -> None:
     """Barman's way: all of the window, and the first backup before it, without which its first day is not covered."""
     begin = window_begin(window, timezone=timezone, now=now)
+    reached = False
     for point in newest_first:
-        if point.created_at < begin:
-            if not found.get(point.backup_id, _UNDECIDED)[0]:
-                found[point.backup_id] = (True, "recovery_window_reaches_back_to_it")
-            break
-        if not found.get(point.backup_id, _UNDECIDED)[0]:
-            found[point.backup_id] = (True, "recovery_window")
+        before = point.created_at < begin  # not only the last ones: a clock may have been wrong in between
+        if not (before and reached) and not found.get(point.backup_id, _UNDECIDED)[0]:
+            found[point.backup_id] = (True, "recovery_window_reaches_back_to_it" if before else "recovery_window")
+        reached = reached or before
 
 
 def window_begin(window: Span, *, timezone: str, now: datetime) -> datetime:
-    """The moment that lies the window before now, on the calendar of the time zone."""
-    begin = pendulum.instance(now.astimezone(UTC)).in_timezone(timezone).subtract(**{window.unit: window.count})
-    return begin.astimezone(UTC)
+    """The moment that lies the window before now, on the calendar of the time zone: not before the calendar begins."""
+    try:
+        begin = pendulum.instance(now.astimezone(UTC)).in_timezone(timezone).subtract(**{window.unit: window.count})
+        return begin.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _apply_maximum(points: Sequence[RestorePoint], found: Found, *, maximum: int) -> None:
