@@ -110,7 +110,8 @@ def load(file: Path | None = None) -> Fleet:
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "file"
-        raise FleetInvalid(file=file, field=where, problem=getattr(error, "problem", None) or "not YAML") from error
+        problem = getattr(error, "problem", None) or f"not YAML: {' '.join(str(error).split())}"
+        raise FleetInvalid(file=file, field=where, problem=problem) from error
     return _parse(document, file=file)
 
 
@@ -166,14 +167,21 @@ def _parse(document: Any, *, file: Path) -> Fleet:
         zones=zones,
         policies=policies,
         unprotected=Unprotected(keep_orphaned=Span.parse(keep_orphaned) if keep_orphaned else None),
-        guard=Guard(**retention.get("at_most", {})),
-        capacity=Thresholds(**document.get("capacity", {})),
+        guard=Guard(**_whole(retention.get("at_most", {}))),
+        capacity=Thresholds(**_whole(document.get("capacity", {}))),
     )
+
+
+def _whole(document: Mapping[str, Any]) -> dict[str, int]:
+    """To JSON Schema 7.0 is an integer as well."""
+    return {name: int(value) for name, value in document.items()}
 
 
 def _policy(name: str, document: Mapping[str, Any], *, file: Path, zones: Collection[str]) -> Policy:
     timezone = document.get("timezone", "UTC")
     try:
+        if timezone in ("localtime", "posixrules"):
+            raise ValueError("not the same on every machine")
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise FleetInvalid(

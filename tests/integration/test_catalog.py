@@ -672,9 +672,17 @@ def test_checkpoints_in_use_are_those_active_anywhere_and_those_in_the_making(ca
 
 def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Database) -> None:
     recorded(catalog, full(), external_id="vm/2026.01.31.22.00.05")
+
+    def is_taken(external_id: str, checkpoint: str, *, vm: str = OTHER_VM) -> bool:
+        with catalog.transaction() as cursor:
+            return backups.is_taken(cursor, vm_uuid=vm, external_id=external_id, checkpoint=checkpoint)
+
+    assert is_taken("vm/2026.01.31.22.00.05", "backup-9")
+    assert not is_taken("vm/2026.01.31.22.00.06", "backup-1")
+    assert is_taken("vm/2026.01.31.22.00.06", "backup-1", vm=VM)
     with catalog.transaction() as cursor:
-        assert backups.has_external_id(cursor, external_id="vm/2026.01.31.22.00.05")
-        assert not backups.has_external_id(cursor, external_id="vm/2026.01.31.22.00.06")
+        cursor.execute("INSERT INTO retired_checkpoint SELECT vm_id, 'backup-8' FROM vm WHERE uuid = %s", (VM,))
+    assert is_taken("vm/2026.01.31.22.00.06", "backup-8", vm=VM)
 
 
 # --- names from outside ---------------------------------------------------------------------------------------

@@ -352,12 +352,13 @@ def test_what_holds_for_all_rules_together(backups: list[RestorePoint], rules: R
     restorable = [each for each in found if each.point.status == "BackedUp"]
     assert all(each.keep for each in restorable if each.point.pinned)
     fulls = [each for each in restorable if each.point.is_full]
-    assert sum(each.keep for each in fulls) >= min(rules.minimum_fulls, len(fulls))
+    assert all(each.keep for each in fulls[-rules.minimum_fulls :]), "the newest ones"
     ruled = [each for each in restorable if not each.point.pinned and each.point.expires_at is None]
     if rules.max_backups is None:
         assert all(each.keep for each in ruled[-1:]), "the newest that a rule may decide on stays"
     else:
-        plain = [each for each in restorable if each.keep and each.rule != "minimum_fulls"]
+        assert all(each.keep or each.rule == "expired" for each in restorable[-1:] if each in ruled), "never the newest"
+        plain = [each for each in restorable[:-1] if each.keep and each.rule != "minimum_fulls"]
         words = sum(each.rule in ("pinned", "not_expired_yet") for each in plain)
         assert len(plain) <= max(rules.max_backups, words)
 

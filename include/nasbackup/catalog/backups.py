@@ -75,11 +75,16 @@ def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup 
 
 def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
     """Backups of this VM that are being made or were left by a run that died, and failed ones not cleaned up yet."""
-    return select_where(
-        cursor,
-        "vm.uuid = %s AND (b.status = 'BackingUp' OR (b.status = 'Failed' AND b.cleaned_at IS NULL))",
+    cursor.execute(
+        """
+        SELECT backup_id FROM backup
+         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
+           AND (status = 'BackingUp' OR (status = 'Failed' AND cleaned_at IS NULL))
+        """,
         (vm_uuid,),
     )
+    found = [row["backup_id"] for row in cursor.fetchall()]  # none, nearly always: then the joins below are saved
+    return select_where(cursor, "b.backup_id = ANY(%s)", (found,)) if found else []
 
 
 def select_where(cursor: Cursor, condition: str, values: Sequence[Any]) -> list[Backup]:
@@ -96,10 +101,20 @@ def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
     return with_volumes(cursor, cursor.fetchall())
 
 
-def has_external_id(cursor: Cursor, *, external_id: str) -> bool:
-    """In any repository: a backup is named by its external id alone."""
-    cursor.execute("SELECT 1 FROM backup WHERE external_id = %s", (external_id,))
-    return cursor.fetchone() is not None
+def is_taken(cursor: Cursor, *, vm_uuid: str, external_id: str, checkpoint: str) -> bool:
+    """Whether a backup in any repository has this external id, or the VM has had a checkpoint of this name."""
+    cursor.execute(
+        """
+        WITH this AS (SELECT vm_id FROM vm WHERE uuid = %(uuid)s)
+        SELECT EXISTS (SELECT 1 FROM backup WHERE external_id = %(external_id)s)
+            OR EXISTS (SELECT 1 FROM backup WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
+            OR EXISTS (SELECT 1 FROM retired_checkpoint WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
+               AS taken
+        """,
+        {"uuid": vm_uuid, "external_id": external_id, "checkpoint": checkpoint},
+    )
+    row = cursor.fetchone()
+    return bool(row and row["taken"])
 
 
 # --- making ---------------------------------------------------------------------------------------------------

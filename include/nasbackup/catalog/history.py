@@ -18,9 +18,11 @@ def layer_sizes(cursor: Cursor, *, vm_uuid: str, repository: str) -> dict[str, l
     cursor.execute(
         """
         WITH recent AS (
-            SELECT b.backup_id FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
-             WHERE vm.uuid = %s AND r.name = %s AND b.status IN ('BackedUp', 'DeletePending', 'Deleting')
-             ORDER BY b.backup_id DESC LIMIT %s
+            SELECT backup_id FROM backup
+             WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
+               AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)
+               AND status IN ('BackedUp', 'DeletePending', 'Deleting')
+             ORDER BY backup_id DESC LIMIT %s
         )
         SELECT v.source, v.type, v.bytes_read, v.bytes_written
           FROM recent JOIN backup_volume v USING (backup_id)

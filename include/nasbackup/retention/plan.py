@@ -15,7 +15,7 @@ class ChainPlan:
 
     chain: str
     delete: tuple[tuple[str, str], ...]
-    """(external id, why), leaf first. None of them has been asked for before."""
+    """(external id, why), leaf first. What was asked for before is in it only if nothing else makes it go on."""
     pending: tuple[str, ...]
     """Those of ``delete`` that stay, delete-pending, because a child of theirs is kept."""
     restorable: int

@@ -19,7 +19,7 @@ PERIODS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 class Span:
     """A length of time on the calendar: a month is as long as it is."""
 
-    PATTERN: ClassVar[str] = r"^(\d{1,5}) (day|week|month|year)s?$"
+    PATTERN: ClassVar[str] = r"([1-9][0-9]{0,4}) (day|week|month|year)s?"
 
     count: int
     unit: str
@@ -57,9 +57,10 @@ class RetentionRules:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """From a mapping that fits ``fleet.schema.json#/$defs/retention``."""
-        values = dict(document)
-        if values.get("recovery_window") is not None:
-            values["recovery_window"] = Span.parse(values["recovery_window"])
+        values: dict[str, Any] = {}
+        for name, value in document.items():
+            # To JSON Schema 7.0 is an integer as well.
+            values[name] = Span.parse(value) if isinstance(value, str) else None if value is None else int(value)
         return cls(**values)
 
     @property
@@ -112,8 +113,5 @@ class Guard:
         if removals > self.backups:
             return f"it would delete {removals} backups, more than {self.backups}"
         if removals >= self.PERCENT_FROM and removals * 100 > self.percent * restorable:
-            return (
-                f"it would delete {removals} of {restorable} restorable backups,"
-                f" {removals * 100 // restorable} %, more than {self.percent} %"
-            )
+            return f"it would delete {removals} of {restorable} restorable backups, more than {self.percent} %"
         return None

@@ -202,10 +202,13 @@ def window_begin(window: Span, *, timezone: str, now: datetime) -> datetime:
 
 
 def _apply_maximum(points: Sequence[RestorePoint], found: Found, *, maximum: int) -> None:
-    """The newest so many restorable ones; pins and expiry dates are somebody's word and stay, but do count."""
+    """The newest so many restorable ones; pins and expiry dates are somebody's word and stay, but do count.
+
+    The newest of all stays too: where pins fill the maximum, each new backup would go as soon as it is made.
+    """
     kept = [point for point in points if point.status == BackupStatus.BACKED_UP and found[point.backup_id][0]]
     surplus = len(kept) - maximum
-    for point in kept:
+    for point in kept[:-1]:
         if surplus <= 0:
             break
         if not point.pinned and point.expires_at is None:
@@ -214,12 +217,8 @@ def _apply_maximum(points: Sequence[RestorePoint], found: Found, *, maximum: int
 
 
 def _apply_floor(points: Sequence[RestorePoint], found: Found, *, minimum: int) -> None:
-    """Whatever the other rules say: this many restorable fulls stay, the newest first."""
+    """Whatever the other rules say: the newest so many restorable fulls stay."""
     fulls = [point for point in points if point.is_full and point.status == BackupStatus.BACKED_UP]
-    missing = minimum - sum(found[point.backup_id][0] for point in fulls)
-    for point in reversed(fulls):
-        if missing <= 0:
-            break
+    for point in fulls[-minimum:] if minimum else ():
         if not found[point.backup_id][0]:
             found[point.backup_id] = (True, "minimum_fulls")
-            missing -= 1

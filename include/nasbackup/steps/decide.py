@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,8 +37,9 @@ def decide_chain(
         with site.database.transaction() as cursor:
             vms.register(cursor, uuid=vm.uuid, name=vm.name, host=site.host.name)
             lease = leases.acquire(cursor, vm_uuid=vm.uuid, vm=vm.name, holder=run_id)
+            remains = backups.unfinished(cursor, vm_uuid=vm.uuid)
         try:
-            backup = _resume(site, hypervisor, lease=lease, run_id=run_id) or _announce(
+            backup = _resume(site, hypervisor, remains=remains, lease=lease, run_id=run_id) or _announce(
                 site,
                 hypervisor,
                 vm=vm,
@@ -68,10 +70,10 @@ def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: 
     return again
 
 
-def _resume(site: Site, hypervisor: Hypervisor, *, lease: Lease, run_id: str) -> Backup | None:
+def _resume(
+    site: Site, hypervisor: Hypervisor, *, remains: Sequence[Backup], lease: Lease, run_id: str
+) -> Backup | None:
     """The row that an earlier attempt of this run wrote; what other, dead runs left is cleaned up first."""
-    with site.database.transaction() as cursor:
-        remains = backups.unfinished(cursor, vm_uuid=lease.vm_uuid)
     mine = None
     for backup in remains:
         if backup.run_id == run_id and backup.status is BackupStatus.BACKING_UP:
@@ -110,8 +112,7 @@ def _announce(
 ) -> Backup:
     existing = checkpoints.names(hypervisor.domain(name=vm.name))
     with site.database.transaction() as cursor:
-        taken = existing | vms.checkpoints_ever_made(cursor, vm_uuid=vm.uuid)
-        when = _free_second(cursor, now=now, vm=vm, taken=taken)
+        when = _free_second(cursor, now=now, vm=vm, existing=existing)
     decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=when)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=vm.uuid, vm=vm.name, token=lease.token)
@@ -144,11 +145,11 @@ def _decide(
     return decision
 
 
-def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, taken: frozenset[str]) -> datetime:
+def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, existing: frozenset[str]) -> datetime:
     """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
     when = now.replace(microsecond=0)
-    while layout.checkpoint_name(when=when) in taken or backups.has_external_id(
-        cursor, external_id=layout.external_id(vm=vm.name, when=when)
+    while (checkpoint := layout.checkpoint_name(when=when)) in existing or backups.is_taken(
+        cursor, vm_uuid=vm.uuid, external_id=layout.external_id(vm=vm.name, when=when), checkpoint=checkpoint
     ):
         when += timedelta(seconds=1)
     return when
