@@ -173,6 +173,20 @@ class Machine(RuleBasedStateMachine):
         variables = self.world.model.variables
         del variables[list(variables)[number % len(variables)]]
 
+    # --- deletion ---------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.deletable())
+    @rule(backup=numbers)
+    def delete(self, backup: int) -> None:
+        self.world.delete(backup)
+
+    @precondition(lambda self: self.world.deletable())
+    @rule(backups=st.lists(numbers, min_size=2, max_size=4))
+    def delete_several(self, backups: list[int]) -> None:
+        for backup in backups:
+            if self.world.deletable():
+                self.world.delete(backup)
+
     # --- recovery and restore ---------------------------------------------------------------------------------
 
     @rule(first_first=st.booleans())

@@ -4,7 +4,7 @@ The short run makes the same few sequences each time. A long one makes new ones:
 
     NASBACKUP_STATEFUL_EXAMPLES=200 scripts/test tests/integration/stateful
 
-Not among the rules: deletion and retention, restores through nas_restore, freezes, migration.
+Not among the rules: retention policies, restores through nas_restore, freezes, migration.
 """
 
 from __future__ import annotations

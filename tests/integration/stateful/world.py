@@ -32,6 +32,7 @@ from nasbackup.nas import repository as nas_repository
 from nasbackup.reconcile import act, observe, plan
 from nasbackup.restore.image import locate, restore_images
 from nasbackup.steps import BackupRequest, Site, Ticket
+from nasbackup.steps.delete import delete
 
 from lab import vm as lab
 from tests.integration.stateful.model import GRANULE, Change, Disk, Expected, Model, Recorded
@@ -83,6 +84,8 @@ class World:
     """Bitmaps that nothing needs and that the next recorded backup, or nas_reconcile, takes away..."""
     hidden: set[str] = field(default_factory=set)
     """...once the VM was stopped."""
+    lines: dict[int, tuple[str, int | None]] = field(default_factory=dict)
+    """Number of every backup that was ever recorded -> its external id, and its parent's number."""
     runs: int = 0
 
     # --- the guest --------------------------------------------------------------------------------------------
@@ -333,6 +336,7 @@ class World:
         )
         signature = _signature(Path(story.site.repository.path) / recorded.external_id)
         self.kept.append(Kept(story=story, backup=recorded, content=content, signature=signature))
+        self.lines[recorded.backup_id] = recorded.external_id, recorded.parent_id
         return run
 
     def _changed(self, backup: Backup, *, repository: str) -> Mapping[str, int]:
@@ -367,6 +371,35 @@ class World:
         self.model.dropped_all_but_the_active()
         self.leftovers.clear()
         self.abandoned.clear()
+
+    def deletable(self) -> Sequence[Kept]:
+        """All but those whose runs died before their jobs were ended: one thing at a time."""
+        dead = {run.ticket.backup_id for run in self.abandoned}
+        return [kept for kept in self.kept if kept.backup.backup_id not in dead]
+
+    def delete(self, number: int) -> None:
+        """A parent waits for its children: those that are kept, and those that runs which died have left."""
+        kept = self.deletable()[number % len(self.deletable())]
+        self.kept.remove(kept)
+        repository = kept.story.site.repository.name
+        latest = self.model.latest.get(repository)
+        if latest is not None and latest.external_id == kept.backup.external_id:
+            del self.model.latest[repository]
+            self.leftovers |= {latest.checkpoint} - {None}
+        (deletion,) = delete(kept.story.site, external_ids=[kept.backup.external_id], holder="stateful")
+        children = [run.ticket.external_id for run in self.abandoned] + [k.backup.external_id for k in self.kept]
+        assert set(deletion.kept_by) <= {*children, *self._there(kept.story)}
+
+    def _there(self, story: Story) -> dict[str, int]:
+        """What has to be in a repository: every backup that is kept, and what those are built on."""
+        there: dict[str, int] = {}
+        for kept in self.kept:
+            number: int | None = kept.backup.backup_id if kept.story is story else None
+            while number is not None:
+                external_id, parent = self.lines[number]
+                there[external_id] = number
+                number = parent
+        return there
 
     def restore(self, number: int) -> None:
         self.assert_restores(self.kept[number % len(self.kept)])
@@ -426,14 +459,21 @@ class World:
             root = Path(story.site.repository.path)
             on_nas = {str(path.relative_to(root)) for path in root.glob("*/*")}
             mine = {kept.backup.external_id for kept in self.kept if kept.story is story}
-            assert on_nas == mine, "every directory is a backup, and every backup has its directory"
+            there = self._there(story)
+            assert on_nas == there.keys(), "every directory is a backup, and every backup has its directory"
             with story.site.database.transaction() as cursor:
                 cursor.execute("SELECT holder FROM lease WHERE expires_at > clock_timestamp()")
                 assert cursor.fetchall() == []
                 recorded = backups.list_backups(cursor, statuses=[BackupStatus.BACKED_UP])
                 assert {backup.external_id for backup in recorded if backup.repository == name} == mine
-                cursor.execute("SELECT external_id FROM backup WHERE status = 'BackingUp' OR cleaned_at IS NULL")
-                assert {row["external_id"] for row in cursor.fetchall()} <= {k.backup.external_id for k in self.kept}
+                pending = backups.list_backups(cursor, statuses=[BackupStatus.DELETE_PENDING])
+                assert {b.external_id for b in pending if b.repository == name} == there.keys() - mine
+                cursor.execute(
+                    "SELECT external_id FROM backup JOIN repository USING (repository_id)"
+                    " WHERE name = %s AND (status IN ('BackingUp', 'Deleting') OR cleaned_at IS NULL)",
+                    (name,),
+                )
+                assert {row["external_id"] for row in cursor.fetchall()} == there.keys()
 
     def _bitmaps(self) -> Iterator[Collection[str]]:
         if self.model.running:

@@ -1,0 +1,93 @@
+"""The flows of ``nas_retention`` and ``nas_restore``, and what their forms take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+from nasbackup.airflow.forms import is_dry_run, require_known_keys, retention_params
+from nasbackup.errors import UnknownParam
+
+from tests.dags.test_dags import dags, filled, fleet_file
+
+__all__ = ["dags", "fleet_file"]  # fixtures
+
+
+def flow(dag: Any) -> dict[str, set[str]]:
+    return {task.task_id: set(task.downstream_task_ids) for task in dag.tasks}
+
+
+def test_nothing_is_deleted_without_report_and_approval(dags: Mapping[str, Any]) -> None:
+    assert flow(dags["nas_retention"]) == {
+        "report": {"approval"},
+        "approval": {"delete"},
+        "delete": {"summary", "capacity"},
+        "summary": set(),
+        "capacity": set(),
+    }
+
+
+def test_a_run_fails_when_a_deletion_does_and_when_a_repository_is_filling_up(dags: Mapping[str, Any]) -> None:
+    """Leaves decide the run's state: summary is not run after a failed deletion, capacity is."""
+    retention = dags["nas_retention"]
+    assert retention.get_task("summary").trigger_rule == "none_failed"
+    assert retention.get_task("capacity").trigger_rule == "all_done"
+    assert not retention.catchup
+    assert retention.max_active_runs == 1
+
+
+def test_the_lease_of_a_restore_is_given_back_however_it_ends(dags: Mapping[str, Any]) -> None:
+    restore = dags["nas_restore"]
+    assert flow(restore) == {
+        "plan": {"restore", "give_back"},
+        "restore": {"summary", "give_back"},
+        "summary": set(),
+        "give_back": set(),
+    }
+    assert (restore.get_task("plan").is_setup, restore.get_task("give_back").is_teardown) == (True, True)
+    assert not restore.get_task("give_back").on_failure_fail_dagrun
+
+
+def test_the_form_of_retention_asks_for_nothing(dags: Mapping[str, Any]) -> None:
+    assert filled(dags["nas_retention"]) == {"dry_run": None, "backups": [], "vms": [], "rules": None}
+    asked = {"dry_run": False, "backups": ["i-2-1-VM/2026.01.31.22.00.05"], "vms": ["i-*"], "rules": {"keep_last": 1}}
+    assert filled(dags["nas_retention"], **asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dry_run", "no"),
+        ("backups", "i-2-1-VM/2026.01.31.22.00.05"),
+        ("backups", ["i-2-1-VM"]),
+        ("backups", ["../../etc/2026.01.31.22.00.05"]),
+        ("vms", [""]),
+        ("rules", "keep_last=1"),
+    ],
+)
+def test_what_the_form_refuses(dags: Mapping[str, Any], name: str, value: Any) -> None:
+    with pytest.raises(ParamValidationError):
+        filled(dags["nas_retention"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("asked", "run_type", "expected"),
+    [
+        (None, "manual", True),
+        (None, "scheduled", False),
+        (None, "asset_triggered", False),
+        (False, "manual", False),
+        (True, "scheduled", True),
+    ],
+)
+def test_only_a_run_by_hand_is_a_dry_run_by_itself(asked: bool | None, run_type: str, expected: bool) -> None:
+    context = {"params": {"dry_run": asked}, "dag_run": SimpleNamespace(run_type=run_type)}
+    assert is_dry_run(context) is expected
+
+
+def test_a_typo_does_not_become_a_default() -> None:
+    with pytest.raises(UnknownParam, match=r"'dryrun'. Known keys are: backups, dry_run, rules, vms"):
+        require_known_keys({"dryrun": True}, form=retention_params())
