@@ -5,6 +5,7 @@
     <repository root>/
       .nasbackup-repository.json                    the marker: this is the repository, not an empty mount point
       <instance-name>/
+        RESTORE.txt                                 how to restore with qemu-img alone
         .partial-<yyyy.MM.dd.HH.mm.ss>/             a backup that is being made (or was left behind)
         <yyyy.MM.dd.HH.mm.ss>/                      a backup: complete, fsynced
           domain.xml  manifest.json
@@ -27,6 +28,7 @@ from nasbackup.model import Volume
 MARKER = ".nasbackup-repository.json"
 MANIFEST = "manifest.json"
 DOMAIN_XML = "domain.xml"
+RESTORE_TXT = "RESTORE.txt"
 PARTIAL_PREFIX = ".partial-"
 
 _TIME = "%Y.%m.%d.%H.%M.%S"

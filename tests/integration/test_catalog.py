@@ -675,7 +675,7 @@ def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Databa
 
     def is_taken(external_id: str, checkpoint: str, *, vm: str = OTHER_VM) -> bool:
         with catalog.transaction() as cursor:
-            return backups.is_taken(cursor, vm_uuid=vm, external_id=external_id, checkpoint=checkpoint)
+            return vms.is_taken(cursor, vm_uuid=vm, external_id=external_id, checkpoint=checkpoint)
 
     assert is_taken("vm/2026.01.31.22.00.05", "backup-9")
     assert not is_taken("vm/2026.01.31.22.00.06", "backup-1")

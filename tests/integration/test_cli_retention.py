@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import libvirt
 import pytest
 from nasbackup.catalog import vms
+from nasbackup.hypervisor import offline
 from nasbackup.model import BackupStatus, BackupType, Mode
 from nasbackup.steps.lease import held_lease
 
+from lab import vm as lab
 from tests.integration.story import Story
 from tests.integration.test_cli import answer, nasbackup, refused
 
@@ -102,6 +105,22 @@ def verdicts(story: Story, fleet_file: Path) -> dict[str, str]:
     (holding,) = found["holdings"]
     assert holding["policy"] == "weekly"
     return {backup["external_id"]: backup["rule"] for backup in holding["backups"]}
+
+
+def test_a_disk_that_was_detached_meanwhile_brings_back_no_bitmap_of_a_deleted_backup(story: Story) -> None:
+    """Found by the search in tests/integration/stateful: the bitmap's name was forgotten with the backup."""
+    deleted = story.backup()
+    story.machine.destroy()
+    image = story.machine.disks["vdb"]
+    definition = lab.disk_xml(target="vdb", path=image)
+    story.machine.domain.detachDeviceFlags(definition, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    answer(story.site.database, "delete", deleted.external_id)
+    story.backup()
+    assert deleted.checkpoint in offline.bitmaps(image)
+    story.machine.domain.attachDeviceFlags(definition, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    story.backup()
+    assert deleted.checkpoint not in offline.bitmaps(image)
+    story.assert_tidy()
 
 
 def test_whoever_works_on_the_vm_is_not_disturbed(story: Story, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def begin(story: Story, **request: Any) -> tuple[Ticket, Backup]:
 
 def names_on_nas(story: Story) -> set[str]:
     root = Path(story.site.repository.path)
-    return {str(path.relative_to(root)) for path in root.glob("*/*")}
+    return {str(path.relative_to(root)) for path in root.glob("*/*") if path.is_dir()}
 
 
 # --- a holder that lost its lease -----------------------------------------------------------------------------

@@ -263,7 +263,8 @@ def test_publish_killed_anywhere_shows_nothing_or_all_and_is_finished_by_the_nex
         killed = killed_before_effect(number, partial(do_publish, nas), below=root_of(nas))
         assert not final.exists() or content(final) == PUBLISHED, f"before effect {number}"
         do_publish(nas)
-        assert content(root_of(nas) / VM) == {f"{STAMP}/{name}": data for name, data in PUBLISHED.items()}
+        expected = {f"{STAMP}/{name}": data for name, data in PUBLISHED.items()}
+        assert content(root_of(nas) / VM) == {**expected, layout.RESTORE_TXT: publish.INSTRUCTIONS}
         if not killed:
             break
     assert number > 10, "the sweep really went through publishing"
@@ -293,7 +294,8 @@ def test_discard_killed_anywhere_never_leaves_a_backup_that_looks_complete(tmp_p
         left = content(final) if final.exists() else {}
         assert "manifest.json" not in left or left == PUBLISHED, f"before effect {number}"
         discard()
-        assert [path.name for path in (root_of(nas) / VM).iterdir()] == ["2026.02.01.22.00.05"]
+        left_beside = {path.name for path in (root_of(nas) / VM).iterdir()}
+        assert left_beside == {"2026.02.01.22.00.05", layout.RESTORE_TXT}
         assert content(root_of(nas) / sibling) == untouched
         if not killed:
             break

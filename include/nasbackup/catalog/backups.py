@@ -101,22 +101,6 @@ def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
     return with_volumes(cursor, cursor.fetchall())
 
 
-def is_taken(cursor: Cursor, *, vm_uuid: str, external_id: str, checkpoint: str) -> bool:
-    """Whether a backup in any repository has this external id, or the VM has had a checkpoint of this name."""
-    cursor.execute(
-        """
-        WITH this AS (SELECT vm_id FROM vm WHERE uuid = %(uuid)s)
-        SELECT EXISTS (SELECT 1 FROM backup WHERE external_id = %(external_id)s)
-            OR EXISTS (SELECT 1 FROM backup WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
-            OR EXISTS (SELECT 1 FROM retired_checkpoint WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
-               AS taken
-        """,
-        {"uuid": vm_uuid, "external_id": external_id, "checkpoint": checkpoint},
-    )
-    row = cursor.fetchone()
-    return bool(row and row["taken"])
-
-
 # --- making ---------------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from nasbackup.catalog.database import Cursor
 
 
@@ -15,6 +13,13 @@ def register(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:
         ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
         """,
         (uuid, name, host),
+    )
+
+
+def register_if_unknown(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:
+    """For a description from the past, which says nothing about the VM's name and host today."""
+    cursor.execute(
+        "INSERT INTO vm (uuid, name, host) VALUES (%s, %s, %s) ON CONFLICT (uuid) DO NOTHING", (uuid, name, host)
     )
 
 
@@ -57,11 +62,15 @@ def checkpoints_ever_made(cursor: Cursor, *, vm_uuid: str) -> frozenset[str]:
     return frozenset(row["checkpoint"] for row in cursor.fetchall())
 
 
-def forget_checkpoints(cursor: Cursor, *, vm_uuid: str, checkpoints: Iterable[str]) -> None:
-    """Nothing of these is left on the host: what the catalog remembers for that alone can go."""
+def forget_old_checkpoints(cursor: Cursor, *, vm_uuid: str) -> None:
+    """Names of backups that went more than a year ago: an image that comes back after that keeps its bitmaps.
+
+    Not as soon as they are dropped: a disk that is detached then still has them.
+    """
     cursor.execute(
-        "DELETE FROM retired_checkpoint WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND checkpoint = ANY(%s)",
-        (vm_uuid, list(checkpoints)),
+        "DELETE FROM retired_checkpoint WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)"
+        " AND retired_at < now() - interval '400 days'",
+        (vm_uuid,),
     )
 
 
@@ -78,3 +87,19 @@ def checkpoints_in_use(cursor: Cursor, *, vm_uuid: str) -> frozenset[str]:
         {"uuid": vm_uuid},
     )
     return frozenset(row["checkpoint"] for row in cursor.fetchall())
+
+
+def is_taken(cursor: Cursor, *, vm_uuid: str, external_id: str, checkpoint: str) -> bool:
+    """Whether a backup in any repository has this external id, or the VM has had a checkpoint of this name."""
+    cursor.execute(
+        """
+        WITH this AS (SELECT vm_id FROM vm WHERE uuid = %(uuid)s)
+        SELECT EXISTS (SELECT 1 FROM backup WHERE external_id = %(external_id)s)
+            OR EXISTS (SELECT 1 FROM backup WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
+            OR EXISTS (SELECT 1 FROM retired_checkpoint WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
+               AS taken
+        """,
+        {"uuid": vm_uuid, "external_id": external_id, "checkpoint": checkpoint},
+    )
+    row = cursor.fetchone()
+    return bool(row and row["taken"])

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nasbackup.catalog import Database, backups, deletions, migrate, repositories
+from nasbackup.catalog import Database, migrate, repositories
 from nasbackup.cli import output, retention
-from nasbackup.cli.options import holder, json_option, with_database
+from nasbackup.cli.options import json_option, with_database
+from nasbackup.cli.places import Place, with_place
 from nasbackup.errors import NasBackupError, NotARepository
-from nasbackup.model import Backup, BackupStatus, Repository, RepositoryType
+from nasbackup.model import BackupStatus, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
-from nasbackup.restore.image import ImageFormat, locate, restore_images
+from nasbackup.restore.image import ImageFormat, restore_images
 from nasbackup.restore.verification import verify_layers
-from nasbackup.steps.lease import SharedLease
+from nasbackup.steps.rebuild import rebuild_catalog
+from nasbackup.steps.ticket import Store
 
 _HIDDEN = frozenset({BackupStatus.DELETE_PENDING, BackupStatus.DELETING})
 
@@ -47,37 +48,29 @@ def main() -> None:
 @click.option("--vm", help="Only backups of the VM with this instance name.")
 @click.option("--all", "show_all", is_flag=True, help="Also those that are delete-pending or being deleted.")
 @json_option
-@with_database
-def list_command(*, database: Database, vm: str | None, show_all: bool, as_json: bool) -> None:
+@with_place
+def list_command(*, place: Place, vm: str | None, show_all: bool, as_json: bool) -> None:
     """List backups, the oldest first."""
     statuses = [status for status in BackupStatus if show_all or status not in _HIDDEN]
-    with database.transaction() as cursor:
-        found = backups.list_backups(cursor, vm=vm, statuses=statuses)
-        roots = _roots(cursor)
-        kept_by = _kept_by(cursor, found)
-    output.show_list(found, roots=roots, kept_by=kept_by, as_json=as_json)
+    output.show_list(place.listing(vm=vm, statuses=statuses), as_json=as_json)
 
 
 @main.command()
 @click.argument("backup", metavar="ID")
 @json_option
-@with_database
-def show(*, database: Database, backup: str, as_json: bool) -> None:
+@with_place
+def show(*, place: Place, backup: str, as_json: bool) -> None:
     """Show one backup with its volumes. ID is the external id, such as i-2-1234-VM/2026.01.31.22.00.05."""
-    with database.transaction() as cursor:
-        found = backups.find(cursor, external_id=backup)
-        roots = _roots(cursor)
-        kept_by = _kept_by(cursor, [found]).get(found.backup_id, [])
-    output.show_one(found, roots=roots, kept_by=kept_by, as_json=as_json)
+    output.show_one(place.one(backup), as_json=as_json)
 
 
 @main.command()
 @click.argument("backup", metavar="ID")
 @json_option
-@with_database
-def verify(*, database: Database, backup: str, as_json: bool) -> None:
-    """Read every layer of the backup's chain back from the NAS and compare it with the catalog's digests."""
-    located = locate(database, external_id=backup)
+@with_place
+def verify(*, place: Place, backup: str, as_json: bool) -> None:
+    """Read every layer of the backup's chain back from the NAS and compare it with its recorded digest."""
+    located = place.locate(backup)
     checked = []
     with output.following() as follow:
         for volume in located.backup.volumes:
@@ -98,28 +91,43 @@ def verify(*, database: Database, backup: str, as_json: bool) -> None:
 @click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
 @click.option("--volume", "volumes", multiple=True, help="Only this volume, by name; may be given again.")
 @json_option
-@with_database
+@with_place
 def restore(
-    *, database: Database, backup: str, to: Path, image_format: ImageFormat, volumes: tuple[str, ...], as_json: bool
+    *, place: Place, backup: str, to: Path, image_format: ImageFormat, volumes: tuple[str, ...], as_json: bool
 ) -> None:
     """Restore a backup's volumes to standalone images. Every layer is verified before anything is written."""
-    located = locate(database, external_id=backup)
-    lease = SharedLease(
-        database=database, vm_uuid=located.backup.vm_uuid, vm=located.backup.vm, holder=holder("restore")
-    )
-    token = lease.join()  # while it lasts nobody deletes a layer
-    try:
-        with output.following() as follow:
-            restored = restore_images(
-                locate(database, external_id=backup),
-                to=to.absolute(),
-                image_format=image_format,
-                volumes=volumes,
-                follow=lease.renewing(token, follow),
-            )
-    finally:
-        lease.leave()
+    located = place.locate(backup)
+    with output.following() as bars, place.reading(located, bars) as follow:
+        restored = restore_images(located, to=to.absolute(), image_format=image_format, volumes=volumes, follow=follow)
     output.show_restored(backup, restored=restored, as_json=as_json)
+
+
+@main.command("rebuild-catalog")
+@click.option(
+    "--repository",
+    "name",
+    required=True,
+    help="Name of a registered repository (see register-repository).",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be added.")
+@json_option
+@with_database
+def rebuild_catalog_command(*, database: Database, name: str, dry_run: bool, as_json: bool) -> None:
+    """Add to the catalog what the manifests in a repository describe and the catalog does not know.
+
+    What the catalog knows stays as it is. The next backup of each VM is a full: which bitmaps are still valid is not
+    known any more.
+    """
+    with database.transaction() as cursor:
+        registered = repositories.get(cursor, name=name)
+    store = Store(database=database, repository=registered.repository)
+    rebuilt = rebuild_catalog(store, dry_run=dry_run)
+    for problem in rebuilt.problems:
+        click.echo(f"Left out: {problem}", err=True)
+    output.show_facts(
+        {"repository": name, "added": list(rebuilt.added), "known": rebuilt.known, "left_out": list(rebuilt.problems)},
+        as_json=as_json,
+    )
 
 
 @main.command("register-repository")
@@ -162,18 +170,6 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     """Bring the catalog's schema up to date; harmless when it is."""
     applied = migrate(database)
     output.show_facts({"applied": applied}, as_json=as_json)
-
-
-def _kept_by(cursor: Any, found: Sequence[Backup]) -> dict[int, list[str]]:
-    """Only a delete-pending backup needs a reason to exist."""
-    pending = [backup.backup_id for backup in found if backup.status is BackupStatus.DELETE_PENDING]
-    return deletions.keepers(cursor, backup_ids=pending)
-
-
-def _roots(cursor: Any) -> dict[str, Path]:
-    return {
-        registered.repository.name: Path(registered.repository.path) for registered in repositories.list_all(cursor)
-    }
 
 
 for command in retention.COMMANDS:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from nasbackup.cli.places import Listing
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.restore.image import Follow, RestoredVolume
 from nasbackup.transfer.pump import Progress
@@ -53,13 +54,12 @@ def as_document(backup: Backup, *, root: Path, kept_by: Sequence[str] = ()) -> d
     }
 
 
-def show_list(
-    found: Sequence[Backup], *, roots: Mapping[str, Path], kept_by: Mapping[int, Sequence[str]], as_json: bool
-) -> None:
+def show_list(listing: Listing, *, as_json: bool) -> None:
+    found, kept_by = listing.backups, listing.kept_by
     if as_json:
         return print_json(
             [
-                as_document(backup, root=roots[backup.repository], kept_by=kept_by.get(backup.backup_id, ()))
+                as_document(backup, root=listing.roots[backup.repository], kept_by=kept_by.get(backup.backup_id, ()))
                 for backup in found
             ]
         )
@@ -98,8 +98,11 @@ def _note(backup: Backup, *, kept_by: Sequence[str]) -> str:
     return f"expires {backup.expires_at:%Y-%m-%d}" if backup.expires_at else ""
 
 
-def show_one(backup: Backup, *, roots: Mapping[str, Path], kept_by: Sequence[str], as_json: bool) -> None:
-    document = as_document(backup, root=roots[backup.repository], kept_by=kept_by)
+def show_one(listing: Listing, *, as_json: bool) -> None:
+    (backup,) = listing.backups
+    document = as_document(
+        backup, root=listing.roots[backup.repository], kept_by=listing.kept_by.get(backup.backup_id, ())
+    )
     if as_json:
         return print_json(document)
     volumes = document.pop("volumes")

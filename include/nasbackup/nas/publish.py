@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def publish(
         write_durably(partial / layout.MANIFEST, manifest)
         if final.exists():
             raise NasIo(action="Publishing", repository=repository.name, reason=f"{final} exists already")
+        _write_instructions(partial)
         partial.rename(final)
         sync_directory(final.parent)
     return final
@@ -87,8 +89,10 @@ def discard(repository: Repository, *, root: Path, external_id: str) -> None:
         for directory in (root / layout.partial_directory(external_id), root / external_id):
             _remove_tree(directory)
         parent = root / os.path.dirname(external_id)
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+        if parent.is_dir() and all(path.name == layout.RESTORE_TXT for path in parent.iterdir()):
+            (parent / layout.RESTORE_TXT).unlink(missing_ok=True)
+            with suppress(OSError):  # a backup of another VM of this name may begin just now
+                parent.rmdir()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,28 @@ def remove(repository: Repository, *, root: Path, external_id: str) -> Removed:
 def size_on_disk(directory: Path) -> int:
     """Bytes that the files of a backup occupy (allocated blocks, not apparent sizes)."""
     return sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())
+
+
+INSTRUCTIONS = b"""\
+Each directory here, named by its time (UTC), is a restore point of this VM: plain qcow2 files that refer to each other.
+To restore one without anything but qemu-img, in this directory, for each of its files:
+
+    qemu-img convert -O qcow2 TIME/FILE /path/to/restored.qcow2
+
+TIME/domain.xml is the VM's libvirt definition, TIME/manifest.json says which file was which disk.
+Change nothing here: a later restore point may be built on any of these files.
+"""
+
+
+def _write_instructions(partial: Path) -> None:
+    """Beside the VM's backups; written within the partial directory, which goes with all that is left in it."""
+    place = partial.parent / layout.RESTORE_TXT
+    with suppress(FileNotFoundError):
+        if place.read_bytes() == INSTRUCTIONS:
+            return
+    written = partial / layout.RESTORE_TXT
+    write_durably(written, INSTRUCTIONS)
+    written.replace(place)  # the caller syncs the directory, after the backup's own rename
 
 
 def _remove_tree(directory: Path) -> None:

@@ -68,6 +68,14 @@ def read_identity(repository: Repository) -> str | None:
         raise NotARepository(path=path, repository=repository.name, problem="its marker file is damaged") from error
 
 
+def read_name(root: Path) -> str | None:
+    """The name that the marker file gives the repository; None without a marker that can be read."""
+    try:
+        return str(json.loads((root / MARKER).read_text())["repository"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def free_bytes(root: Path) -> int:
     status = os.statvfs(root)
     return status.f_bavail * status.f_frsize

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasbackup.catalog import backups, vms
+from nasbackup.catalog import backups
 from nasbackup.errors import NasBackupError, VmBusy
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
 from nasbackup.nas import publish
@@ -68,8 +68,6 @@ def _carry_out(site: Site, hypervisor: Hypervisor, *, action: Action, token: int
         job.end(hypervisor, name=job.JobName(host=site.host, vm_uuid=action.vm_uuid, stamp=""))
     elif action.kind is Kind.DROP_CHECKPOINT:
         checkpoints.drop(hypervisor, vm_uuid=action.vm_uuid, unneeded=[action.what])
-        with site.database.transaction() as cursor:
-            vms.forget_checkpoints(cursor, vm_uuid=action.vm_uuid, checkpoints=[action.what])
     elif action.kind is Kind.REMOVE_FILE:
         Path(action.what).unlink(missing_ok=True)
     elif action.kind is Kind.FINISH_DELETE:

@@ -16,5 +16,5 @@ def drop_unneeded(database: Database, hypervisor: Hypervisor, *, vm_uuid: str) -
         unneeded = ours - vms.checkpoints_in_use(cursor, vm_uuid=vm_uuid)
     dropped = checkpoints.drop(hypervisor, vm_uuid=vm_uuid, unneeded=unneeded)
     with database.transaction() as cursor:
-        vms.forget_checkpoints(cursor, vm_uuid=vm_uuid, checkpoints=unneeded)
+        vms.forget_old_checkpoints(cursor, vm_uuid=vm_uuid)
     return dropped

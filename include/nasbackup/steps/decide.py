@@ -148,7 +148,7 @@ def _decide(
 def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, existing: frozenset[str]) -> datetime:
     """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
     when = now.replace(microsecond=0)
-    while (checkpoint := layout.checkpoint_name(when=when)) in existing or backups.is_taken(
+    while (checkpoint := layout.checkpoint_name(when=when)) in existing or vms.is_taken(
         cursor, vm_uuid=vm.uuid, external_id=layout.external_id(vm=vm.name, when=when), checkpoint=checkpoint
     ):
         when += timedelta(seconds=1)

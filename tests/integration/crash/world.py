@@ -200,6 +200,7 @@ class World:
         found = {
             str(directory.relative_to(self.root)): {path.name for path in directory.iterdir()}
             for directory in self.root.glob("*/*")  # pathlib's * takes names with a leading dot, too
+            if directory.is_dir()
         }
         assert [name for name in found if layout.PARTIAL_PREFIX in name] == []
         assert found == expected

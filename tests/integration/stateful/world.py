@@ -457,7 +457,7 @@ class World:
             latest = model.latest.get(name)
             assert story.active_checkpoint() == (latest.checkpoint if latest else None)
             root = Path(story.site.repository.path)
-            on_nas = {str(path.relative_to(root)) for path in root.glob("*/*")}
+            on_nas = {str(path.relative_to(root)) for path in root.glob("*/*") if path.is_dir()}
             mine = {kept.backup.external_id for kept in self.kept if kept.story is story}
             there = self._there(story)
             assert on_nas == there.keys(), "every directory is a backup, and every backup has its directory"

@@ -22,10 +22,12 @@ CREATE INDEX backup_leaving ON backup (vm_id) WHERE status IN ('DeletePending', 
 -- When nas_retention first saw that no policy matches the VM, or that its host does not define it any more.
 ALTER TABLE vm ADD COLUMN unprotected_since timestamptz;
 
--- Checkpoints of backups whose rows are gone. The host may still have their bitmaps: they are ours to drop.
+-- Checkpoints of backups whose rows are gone. An image may still have their bitmaps, a detached one for a long time:
+-- they are ours to drop when it comes back.
 CREATE TABLE retired_checkpoint (
     vm_id           bigint NOT NULL REFERENCES vm,
     checkpoint      text NOT NULL,
+    retired_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (vm_id, checkpoint)
 );
 
