@@ -23,12 +23,12 @@ from nasbackup.errors import (
 )
 from nasbackup.fleet import Fleet
 from nasbackup.hypervisor import connect
-from nasbackup.model import Backup, BackupStatus
+from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
 from nasbackup.steps import retention
 from nasbackup.steps.bitmaps import drop_unneeded
-from nasbackup.steps.delete import Deletion, delete
+from nasbackup.steps.delete import Deletion, delete, leaf_first
 from nasbackup.steps.lease import held_lease
 from nasbackup.steps.measure import measure
 from nasbackup.steps.ticket import Store
@@ -117,9 +117,6 @@ def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) ->
     known = fleet.load()
     with database.transaction() as cursor:
         wanted = [backups.find(cursor, external_id=name) for name in dict.fromkeys(names)]
-    groups: dict[tuple[str, str], list[Backup]] = {}
-    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
-        groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
     chains = [
         {
             "vm": group[0].vm,
@@ -131,7 +128,7 @@ def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) ->
             "delete": [(backup.external_id, "named") for backup in group],
             "size": sum(backup.size or 0 for backup in group),
         }
-        for group in groups.values()
+        for group in leaf_first(wanted)
     ]
     restorable = sum(backup.status is BackupStatus.BACKED_UP for backup in wanted)
     question = known.guard.objection(removals=restorable, restorable=max(restorable, known.guard.backups * 100))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from nasbackup import fleet
 from nasbackup.catalog import Database, backups, capacity, deletions, repositories
 from nasbackup.cli import retention_output as output
 from nasbackup.cli.options import holder, json_option, with_database
-from nasbackup.model import Backup
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import Policy, RetentionRules
 from nasbackup.retention.simulate import simulate as run_simulation
-from nasbackup.steps.delete import Deletion, delete, preview
+from nasbackup.steps.delete import Deletion, delete, leaf_first, preview
 from nasbackup.steps.measure import measure
 from nasbackup.steps.retention import report as make_report
 from nasbackup.steps.ticket import Store
@@ -44,18 +42,10 @@ def delete_command(*, database: Database, ids: tuple[str, ...], dry_run: bool, a
             output.show_preview(preview(cursor, wanted=wanted), as_json=as_json)
         return
     done: list[Deletion] = []
-    for group in _by_vm_and_repository(wanted):
+    for group in leaf_first(wanted):
         store = Store(database=database, repository=stores[group[0].repository])
         done += delete(store, external_ids=[backup.external_id for backup in group], holder=holder("delete"))
     output.show_deletions(done, as_json=as_json)
-
-
-def _by_vm_and_repository(wanted: Sequence[Backup]) -> list[list[Backup]]:
-    """Leaf first: so none is delete-pending that goes anyway."""
-    groups: dict[tuple[str, str], list[Backup]] = {}
-    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
-        groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
-    return list(groups.values())
 
 
 @click.command()

@@ -49,6 +49,14 @@ class Deletion:
         return sum(removal.bytes_freed for removal in self.removed)
 
 
+def leaf_first(wanted: Sequence[Backup]) -> list[list[Backup]]:
+    """A group per VM and repository, each in the order in which none is delete-pending that goes anyway."""
+    groups: dict[tuple[str, str], list[Backup]] = {}
+    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
+        groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
+    return list(groups.values())
+
+
 def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[Deletion]:
     """Delete backups of one VM, in this order: leaf first, or else parents are delete-pending for a moment.
 
