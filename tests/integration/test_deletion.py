@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
-import psycopg2
 import pytest
 from nasbackup import layout, steps
 from nasbackup.catalog import Database, backups, deletions, leases, repositories, vms
@@ -332,11 +331,6 @@ def test_a_failed_backup_that_is_clean_keeps_nobody_and_can_go_itself(vault: Vau
     assert vault.statuses() == {parent.external_id: RECORDED}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=psycopg2.errors.CheckViolation,
-    reason="constraint backup_parent_of_type lets a clean failed incremental lose its parent, but not be deleted then",
-)
 def test_a_failed_backup_whose_parent_is_gone_can_go_itself(vault: Vault) -> None:
     """Retention does that when people do not ask for it any more; the chain is gone by then, mostly."""
     (parent,) = vault.chain(1)
@@ -601,9 +595,6 @@ def test_a_nas_that_is_not_mounted(vault: Vault) -> None:
     vault.assert_whole(base)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an empty mount point is taken for a backup whose files are gone: its row is closed"
-)
 @pytest.mark.parametrize("when", ["after the mark", "after the child's files"])
 def test_a_nas_that_is_unmounted_in_the_middle(vault: Vault, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """The empty mount point has no files either: that is no proof that they are gone."""

@@ -16,7 +16,7 @@ from nasbackup import layout
 from nasbackup.errors import NasIo
 from nasbackup.model import Repository
 from nasbackup.nas.durable import make_directory, sync_directory, sync_file, write_durably
-from nasbackup.nas.repository import doing
+from nasbackup.nas.repository import doing, open_root
 
 
 def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml: str) -> Path:
@@ -103,8 +103,13 @@ class Removed:
     bytes_freed: int
 
 
-def remove(repository: Repository, *, root: Path, external_id: str) -> Removed:
-    """Remove a backup that nothing needs any more. What an earlier try has removed already is not counted again."""
+def remove(repository: Repository, *, identity: str, external_id: str) -> Removed:
+    """Remove a backup that nothing needs any more. What an earlier try has removed already is not counted again.
+
+    ``identity``: of the repository, looked at before and after. An empty mount point has no files either, and that is
+    no proof that they are gone. Raises NotARepository, NasIo.
+    """
+    root = open_root(repository, identity=identity)
     with doing(repository, f"removing {external_id}"):
         files, freed = [], 0
         for directory in (root / external_id, root / layout.partial_directory(external_id)):
@@ -112,6 +117,7 @@ def remove(repository: Repository, *, root: Path, external_id: str) -> Removed:
                 files += sorted(str(path.relative_to(root)) for path in directory.iterdir())
                 freed += size_on_disk(directory)
     discard(repository, root=root, external_id=external_id)
+    open_root(repository, identity=identity)
     return Removed(files=tuple(files), bytes_freed=freed)
 
 

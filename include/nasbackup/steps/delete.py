@@ -92,7 +92,7 @@ def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
 def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
     """delete(B), by the holder of the lease: this backup, and each parent that only waited for it."""
     removed: list[Removal] = []
-    root = store.root()
+    identity = store.repository_uuid()
     current: Backup | None = backup
     while current is not None:
         with store.database.transaction() as cursor:
@@ -106,7 +106,7 @@ def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]
             f"removing {current.external_id}",
             publish.remove,
             store.repository,
-            root=root,
+            identity=identity,
             external_id=current.external_id,
         )
         with store.database.transaction() as cursor:

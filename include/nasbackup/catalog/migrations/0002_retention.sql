@@ -7,7 +7,8 @@ ALTER TABLE backup
     ADD CONSTRAINT backup_parent_id_fkey FOREIGN KEY (parent_id) REFERENCES backup ON DELETE SET NULL,
     DROP CONSTRAINT backup_check,
     ADD CONSTRAINT backup_parent_of_type
-        CHECK ((type = 'FULL') = (parent_id IS NULL) OR (type = 'INCREMENTAL' AND status = 'Failed')),
+        CHECK ((type = 'FULL') = (parent_id IS NULL)
+               OR (type = 'INCREMENTAL' AND status IN ('Failed', 'Deleting'))), -- Deleting: a failed one, in its turn
     ADD COLUMN pinned_at  timestamptz,             -- kept until it is unpinned
     ADD COLUMN expires_at timestamptz;             -- kept until then, and no longer, whatever the policy says
 
