@@ -48,7 +48,12 @@ def nas_restore() -> None:
 
         context = get_current_context()
         context["volume_label"] = volume
-        return restore_tasks.restore(params=context["params"], volume=volume, run_id=context["dag_run"].run_id)
+        return restore_tasks.restore(
+            params=context["params"],
+            volume=volume,
+            run_id=context["dag_run"].run_id,
+            try_number=context["ti"].try_number,
+        )
 
     @task
     def summary(restored: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,15 +1,16 @@
 """
 ### Delete what no policy keeps
 
-`report ─▶ approval ─▶ delete[chain] ─▶ summary`, and `capacity[repository]` after the deletions
+`report ─▶ approval ─▶ delete[vm] ─▶ summary`, and `capacity[repository]` after the deletions
 
 * **report** judges every backup by its VM's policy (`fleet.yaml`): its result says what would go and which rule keeps
-  the rest, its log has each verdict. VMs that no policy matches, or that their host does not define any more, are
-  listed with the day on which their backups go.
+  the rest, its log has each backup that goes, and why. VMs that no policy matches, or that no host defines any
+  more, are listed with the day on which their backups go.
 * **approval** asks (Browse → Required Actions) when a run would delete more than `retention.at_most` allows. No answer
   within 20 hours is a no.
-* **delete** takes one chain: what is still unwanted goes, leaf first. A backup that others are built on stays,
-  delete-pending, and falls with its last child. A VM that is being backed up or restored is left for the next run.
+* **delete** takes one VM, chain by chain: what is still unwanted goes, leaf first. A backup that others are built on
+  stays, delete-pending, and falls with its last child. A VM that is being backed up or restored is left for the next
+  run.
 * **summary** counts what went, and the bytes that were freed.
 * **capacity** notes how full each repository is, and fails when it passes a threshold of `fleet.yaml`.
 
@@ -51,14 +52,14 @@ def nas_retention() -> None:
             params=context["params"], conf=context["dag_run"].conf, dry_run=is_dry_run(context)
         )
 
-    @task(map_index_template="{{ chain_label }}", max_active_tis_per_dagrun=4)
-    def delete(chain: dict[str, Any]) -> dict[str, Any]:
-        """Delete what is still unwanted of one chain, leaf first."""
+    @task(map_index_template="{{ vm_label }}", max_active_tis_per_dagrun=4)
+    def delete(work: dict[str, Any]) -> dict[str, Any]:
+        """Delete what is still unwanted of one VM, chain by chain, leaf first."""
         from nasbackup.airflow import retention_tasks
 
         context = get_current_context()
-        context["chain_label"] = chain["chain"]
-        return retention_tasks.delete_chain(chain=chain, params=context["params"], run_id=context["dag_run"].run_id)
+        context["vm_label"] = work["vm"]
+        return retention_tasks.delete_of_vm(work=work, params=context["params"], run_id=context["dag_run"].run_id)
 
     @task(trigger_rule="none_failed")
     def summary(deleted: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,11 +81,11 @@ def nas_retention() -> None:
     approved = ApproveWhenAsked(
         task_id="approval",
         question=reported["question"],
-        work=reported["chains"],
+        work=reported["work"],
         subject="Shall so many backups be deleted?",
         body="The result of `report` says which, its log says why.",
     )
-    deleted = delete.expand(chain=approved.output)
+    deleted = delete.expand(work=approved.output)
     # Two leaves: the run fails when either does. One behind the other would hide what happened to the first.
     summary(deleted)
     deleted >> capacity.expand(repository=load().repositories)

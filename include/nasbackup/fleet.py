@@ -137,6 +137,16 @@ def retention_rules(document: Any, *, named: str) -> RetentionRules:
     return RetentionRules.from_document(document)
 
 
+def require_timezone(name: str, *, named: str) -> None:
+    """Raises ParamInvalid."""
+    try:
+        if name in ("localtime", "posixrules"):
+            raise ValueError("not the same on every machine")
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ParamInvalid(name=named, value=name, problem=f"there is no time zone {name!r}") from error
+
+
 def _problem(document: Any, *, schema: Mapping[str, Any]) -> tuple[str, str] | None:
     """(field, what is wrong with it) of the first problem."""
     import jsonschema  # costs 60 ms, and only a document that was read needs it
@@ -180,13 +190,9 @@ def _whole(document: Mapping[str, Any]) -> dict[str, int]:
 def _policy(name: str, document: Mapping[str, Any], *, file: Path, zones: Collection[str]) -> Policy:
     timezone = document.get("timezone", "UTC")
     try:
-        if timezone in ("localtime", "posixrules"):
-            raise ValueError("not the same on every machine")
-        ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise FleetInvalid(
-            file=file, field=f"policies.{name}.timezone", problem=f"there is no time zone {timezone!r}"
-        ) from error
+        require_timezone(timezone, named="timezone")
+    except ParamInvalid as error:
+        raise FleetInvalid(file=file, field=f"policies.{name}.timezone", problem=error.problem) from error
     for zone in document.get("zones", ()):
         if zone not in zones:
             raise FleetInvalid(file=file, field=f"policies.{name}.zones", problem=f"there is no zone {zone!r}")

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psycopg2
 import pytest
-from nasbackup.catalog import Cursor, Database, backups, leases, migrate, repositories, vms
+from nasbackup.catalog import Cursor, Database, backups, leases, migrate, repositories, restore_points, vms
 from nasbackup.errors import (
     AttemptSuperseded,
     BackupNotFound,
@@ -184,6 +184,16 @@ def test_a_migration_that_fails_leaves_nothing_behind(database: Database) -> Non
     with database.transaction() as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert [row["tablename"] for row in cursor.fetchall()] == ["backup_volume"]
+
+
+def test_a_catalog_of_an_older_release_says_what_to_run(database: Database) -> None:
+    empty(database)
+    with database.transaction() as cursor:
+        folder = importlib.resources.files("nasbackup.catalog") / "migrations"
+        cursor.execute((folder / "0001_initial.sql").read_text())
+    for use in (backups.list_backups, restore_points.known_vms):
+        with pytest.raises(CatalogOutdated, match="nasbackup catalog migrate"), database.transaction() as cursor:
+            use(cursor)
 
 
 def test_a_catalog_that_was_never_migrated_says_what_to_run(database: Database) -> None:
@@ -677,6 +687,8 @@ def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Databa
         with catalog.transaction() as cursor:
             return vms.is_taken(cursor, vm_uuid=vm, external_id=external_id, checkpoint=checkpoint)
 
+    with pytest.raises(CatalogConflict):
+        recorded(catalog, full(), external_id="vm/2026.01.31.22.00.05", vm=OTHER_VM, repository="nas_two")
     assert is_taken("vm/2026.01.31.22.00.05", "backup-9")
     assert not is_taken("vm/2026.01.31.22.00.06", "backup-1")
     assert is_taken("vm/2026.01.31.22.00.06", "backup-1", vm=VM)

@@ -63,8 +63,9 @@ def test_delete_from_dry_run_to_the_last_parent(story: Story) -> None:
     assert "only a BackedUp one can be pinned" in refused(database, "pin", full.external_id)
     story.assert_restores(grandchild.external_id)
 
-    # the leaf takes them along, and was the active one
-    (deletion,) = answer(database, "delete", grandchild.external_id)
+    # the leaf takes them along; what is gone already is no error, and was the active one
+    gone, deletion = answer(database, "delete", "i-9/2001.01.01.00.00.00", grandchild.external_id)
+    assert (gone["external_id"], gone["removed"]) == ("i-9/2001.01.01.00.00.00", [])
     assert [removal["external_id"] for removal in deletion["removed"]] == list(reversed(ids))
     assert (deletion["was_active"], deletion["bytes_freed"] > 2 << 20) == (True, True)
     assert list(root.glob("*/*")) == []
@@ -147,6 +148,10 @@ def test_simulate_and_capacity(story: Story, fleet_file: Path) -> None:
     assert answer(database, *simulate, "--policy", "weekly")[-1]["restorable"] >= 1
     assert "fleet.yaml has no policy 'nope'. Its policies: weekly." in refused(database, *simulate, "--policy", "nope")
     assert "'keep_dayly' was unexpected" in refused(database, *simulate, "--policy", "keep_dayly=7")
+    sentence = refused(database, *simulate, "--policy", "weekly", "--timezone", "Nowhere/X")
+    assert "there is no time zone 'Nowhere/X'" in sentence
+    done = nasbackup(database, *simulate, "--policy", "weekly", "--start", "9999-12-30", expect=2)
+    assert "give a year from 1970 to 9000" in done.stderr
 
     backup = story.backup()
     (found,) = answer(database, "capacity", "--fleet", str(fleet_file))

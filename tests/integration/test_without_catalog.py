@@ -13,6 +13,7 @@ from nasbackup.errors import BackupNotFound
 from nasbackup.model import BackupStatus, BackupType, Mode, Reason, Repository, RepositoryType
 from nasbackup.nas.shelf import read_shelf
 from nasbackup.steps.delete import delete
+from nasbackup.steps.lease import held_lease
 from nasbackup.steps.rebuild import rebuild_catalog
 from nasbackup.steps.ticket import Store
 
@@ -146,8 +147,8 @@ def test_what_the_catalog_knows_stays_as_it_is(story: Story) -> None:
     with database.transaction() as cursor:
         cursor.execute("DELETE FROM active_checkpoint")
         cursor.execute("DELETE FROM backup WHERE external_id = %s", (child.external_id,))
-    rebuilt = rebuild_catalog(store)
-    assert (rebuilt.added, rebuilt.known) == ((child.external_id,), 1)
+    rebuilt = rebuild_catalog(store, holder="test")
+    assert (rebuilt.added, rebuilt.known) == ([child.external_id], 1)
     with database.transaction() as cursor:
         assert backups.find(cursor, external_id=first.external_id).status is BackupStatus.DELETE_PENDING
         assert backups.find(cursor, external_id=child.external_id).parent == first.external_id
@@ -175,3 +176,82 @@ def test_rebuilding_needs_a_registered_repository(story: Story, tmp_path: Path) 
         gone = Repository(name="nas_gone", type=RepositoryType.LOCAL, path=str(tmp_path / "gone"))
         repositories.register(cursor, repository=gone, uuid="5b1f2c1e-0000-4000-8000-0000000000aa")
     assert "Is the NAS mounted?" in refused(story.site.database, "rebuild-catalog", "--repository", "nas_gone")
+
+
+def test_what_is_recovered_goes_to_its_place_and_not_before_the_newest(story: Story) -> None:
+    """An old dump was restored, and a night has gone by since: retention must not take the latest for the oldest."""
+    database, repository = story.site.database, story.site.repository
+    made = [story.backup(mode=Mode.FULL) for _ in range(5)]
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM backup WHERE external_id = ANY(%s)", ([b.external_id for b in made[1:4]],))
+    assert len(answer(database, "rebuild-catalog", "--repository", repository.name)["added"]) == 3
+    order = [backup["external_id"] for backup in answer(database, "list")]
+    assert order == [backup.external_id for backup in made]
+    with database.transaction() as cursor:
+        latest = backups.latest_recorded(cursor, vm_uuid=story.machine.uuid, repository=repository.name)
+        assert latest is not None
+        assert latest.external_id == made[-1].external_id
+    assert story.backup().type is BackupType.INCREMENTAL, "the active checkpoint is still that of the latest"
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM backup WHERE external_id = ANY(%s)", ([b.external_id for b in made[:2]],))
+    answer(database, "rebuild-catalog", "--repository", repository.name)
+    assert [backup["external_id"] for backup in answer(database, "list")][:5] == order
+
+
+def test_a_vm_that_is_at_work_is_left_out_of_the_rebuilding(story: Story) -> None:
+    database, repository = story.site.database, story.site.repository
+    backup = story.backup()
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM active_checkpoint")
+        cursor.execute("DELETE FROM backup")
+    store = Store(database=database, repository=repository)
+    with held_lease(database, vm_uuid=story.machine.uuid, vm=story.machine.name, holder="somebody"):
+        rebuilt = rebuild_catalog(store, holder="test")
+    assert rebuilt.added == []
+    assert "is in use by somebody" in rebuilt.problems[0]
+    shutil.rmtree(Path(repository.path) / backup.external_id)  # deleted, say, between reading and writing
+    assert rebuild_catalog(store, holder="test").added == []
+
+
+HOSTILE = [
+    ("name", "../../../outside", "does not match"),
+    ("name", "/etc/outside", "does not match"),
+    ("name", ".hidden", "does not match"),
+    ("file", "root.x/../../y.qcow2", "does not match"),
+    ("bytes_written", 10**30, "greater than the maximum"),
+    ("backing", "../../../etc/passwd", "does not match"),
+    ("type", "INCREMENTAL", "is INCREMENTAL and built on None"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "why"), HOSTILE, ids=lambda value: str(value)[:20])
+def test_a_hostile_manifest_is_left_out(story: Story, tmp_path: Path, field: str, value: object, why: str) -> None:
+    root = Path(story.site.repository.path)
+    backup, other = story.backup(mode=Mode.FULL), story.backup(mode=Mode.FULL)
+    manifest = root / backup.external_id / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["volumes"][0][field] = value
+    manifest.write_text(json.dumps(document))
+    at = ("--repository", str(root))
+    printed = nasbackup(NOWHERE, "list", *at, "--json")
+    assert why in printed.stderr
+    assert [entry["external_id"] for entry in json.loads(printed.stdout)] == [other.external_id]
+    done = nasbackup(NOWHERE, "restore", backup.external_id, "--to", str(tmp_path / "to"), *at, expect=1)
+    assert "There is no backup" in done.stderr
+
+
+def test_strange_things_on_a_shelf_do_not_hide_the_rest(story: Story) -> None:
+    root = Path(story.site.repository.path)
+    backup = story.backup()
+    (root / "a-file").write_text("x")
+    (root / story.machine.name / "2026.01.01.00.00.00").write_text("a file with the name of a backup")
+    deep = root / story.machine.name / "2026.01.01.00.00.01"
+    deep.mkdir()
+    (deep / "manifest.json").write_text("[" * 100_000)
+    nul = root / story.machine.name / "2026.01.01.00.00.02"
+    nul.mkdir()
+    (nul / "manifest.json").write_text('{"x": "\\u0000"}')
+    (root / story.machine.name / "2026.01.01.00.00.03").symlink_to("/nowhere")
+    printed = nasbackup(NOWHERE, "list", "--repository", str(root), "--json")
+    assert [entry["external_id"] for entry in json.loads(printed.stdout)] == [backup.external_id]
+    assert len(printed.stderr.splitlines()) == 2

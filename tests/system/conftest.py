@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,6 +33,8 @@ class Plant:
     airflow: Airflow
     database: Database
     nas: Path
+    runs: list[str] = field(default_factory=list)
+    """Ids of runs, for a test that wants to look into the last one."""
 
     def backup(self, vm: str, **conf: object) -> str:
         """Trigger a run of nas_backup; returns its id."""

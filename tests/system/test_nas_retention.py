@@ -22,6 +22,7 @@ BACKED_UP, DELETE_PENDING = BackupStatus.BACKED_UP, BackupStatus.DELETE_PENDING
 def retention(plant: Plant, *, answer: str | None = None, **conf: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """One run; the results of report and summary."""
     run = plant.airflow.trigger("nas_retention", conf=conf)
+    plant.runs.append(run)
     if answer is not None:
         question = plant.airflow.answer("nas_retention", run, "approval", choice=answer)
         assert "it would delete 3 backups, more than 2" in question
@@ -33,7 +34,7 @@ def retention(plant: Plant, *, answer: str | None = None, **conf: object) -> tup
 
 
 def files(plant: Plant, machine: LabVm) -> list[str]:
-    return sorted(str(path.relative_to(plant.nas)) for path in (plant.nas / machine.name).rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(plant.nas)) for path in (plant.nas / machine.name).glob("*/*"))
 
 
 def statuses(plant: Plant, machine: LabVm) -> list[BackupStatus]:
@@ -59,9 +60,10 @@ def test_a_chain_goes_when_nothing_keeps_it_and_a_parent_waits_for_its_child(
     assert files(plant, machine) == before
 
     _, summary = retention(plant, vms=[machine.name], dry_run=False, answer="Approve")
+    (result,) = plant.airflow.result("nas_retention", plant.runs[-1], "delete", map_index=0)["chains"]
     assert (summary["deleted"], summary["delete_pending"], summary["left"]) == (3, 0, [])
     assert summary["bytes_freed"] == sum(backup.size or 0 for backup in old)
-    assert (summary["files_before"], summary["files_after"]) == (len(before), len(files(plant, machine)))
+    assert (result["files_before"], result["files_after"]) == (before, files(plant, machine))
     assert files(plant, machine) == [name for name in before if any(b.external_id in name for b in kept)]
     assert [backup.external_id for backup in plant.backups_of(machine.name)] == [b.external_id for b in kept]
     plant.assert_restores_what_the_guest_has(machine, kept[-1], work=tmp_path)

@@ -41,5 +41,5 @@ def carry_out(*, found: Payload, dry_run: bool, run_id: str) -> list[Payload]:
         outcomes = [Outcome(action=action, done=False, note="dry run") for action in to_do]
     else:
         site = hooks.site(host=found["host"], repository=found["repository"])
-        outcomes = act(site, actions=to_do, holder=f"nas_reconcile/{run_id}")
+        outcomes = act(site, actions=to_do, holder=f"nas_reconcile/{run_id}/{found['host']}/{found['repository']}")
     return [asdict(outcome) for outcome in outcomes]

@@ -10,8 +10,8 @@ from typing import Any
 from nasbackup.airflow import hooks
 from nasbackup.airflow.forms import require_known_keys, restore_params
 from nasbackup.catalog import backups
-from nasbackup.errors import BackupNotFound, ParamInvalid
-from nasbackup.restore.image import choose, image_path, locate, restore_images
+from nasbackup.errors import BackupNotFound, ParamInvalid, TargetExists
+from nasbackup.restore.image import RestoredVolume, choose, find_restored, image_path, locate, restore_images
 from nasbackup.steps.lease import SharedLease
 from nasbackup.transfer.pump import Progress
 
@@ -41,16 +41,27 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
     return [volume.name for volume in chosen]
 
 
-def restore(*, params: Mapping[str, Any], volume: str, run_id: str) -> dict[str, Any]:
+def restore(*, params: Mapping[str, Any], volume: str, run_id: str, try_number: int) -> dict[str, Any]:
+    """``try_number``: from 1. A later try may find its image in place, from one that was killed: that is done."""
     lease = _lease(params, run_id=run_id)
     token = lease.join()
-    (done,) = restore_images(
-        locate(lease.database, external_id=params["backup"]),
-        to=Path(params["to"]),
-        image_format=params["format"],
-        volumes=[volume],
-        follow=lease.renewing(token, _log_progress),
-    )
+    located = locate(lease.database, external_id=params["backup"])
+    to, image_format = Path(params["to"]), params["format"]
+    done: RestoredVolume | None
+    try:
+        (done,) = restore_images(
+            located,
+            to=to,
+            image_format=image_format,
+            volumes=[volume],
+            follow=lease.renewing(token, _log_progress),
+        )
+    except TargetExists:
+        if try_number == 1:
+            raise
+        done = find_restored(located, to=to, image_format=image_format, volume=volume)
+        if done is None:
+            raise
     return {"volume": done.name, "source": done.source, "file": str(done.file), "layers": done.layers}
 
 

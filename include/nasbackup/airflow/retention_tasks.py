@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from nasbackup import fleet
@@ -28,7 +27,7 @@ from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
 from nasbackup.steps import retention
 from nasbackup.steps.bitmaps import drop_unneeded
-from nasbackup.steps.delete import Deletion, delete, leaf_first
+from nasbackup.steps.delete import Deletion, delete, leaf_first, list_files
 from nasbackup.steps.lease import held_lease
 from nasbackup.steps.measure import measure
 from nasbackup.steps.ticket import Store
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Payload = dict[str, Any]
 
-MOST_CHAINS = 1000
+MOST_VMS = 1000
 """Of one run: Airflow maps a task 1,024 times at most. The rest is found again by the next run."""
 
 _SHOWN = 200
@@ -48,7 +47,7 @@ _SHOWN = 200
 
 
 def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run: bool) -> Payload:
-    """Judge; say what is to be deleted, chain by chain, and whether somebody has to be asked. Nothing is deleted.
+    """Judge; say what is to be deleted, VM by VM, and whether somebody has to be asked. Nothing is deleted.
 
     Raises RequestError; FleetInvalid; CatalogUnreachable.
     """
@@ -72,20 +71,18 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
     )
     for vm in found.unprotected:
         log.warning("%s is unprotected: %s. Its %d backups go %s.", vm.vm, vm.why, vm.restorable, vm.goes)
-    chains = [
-        {
-            "vm": doomed.vm,
-            "vm_uuid": doomed.vm_uuid,
-            "host": doomed.host,
-            "repository": doomed.repository,
-            "policy": doomed.policy,
-            **asdict(doomed.plan),
-        }
+    vms = _per_vm(
+        (
+            doomed.vm,
+            doomed.vm_uuid,
+            doomed.host,
+            {"repository": doomed.repository, "policy": doomed.policy, **asdict(doomed.plan)},
+        )
         for doomed in found.chains
-    ]
+    )
     return {
         **_to_do(
-            chains,
+            vms,
             dry_run=dry_run,
             question=known.guard.objection(removals=found.deletions, restorable=found.restorable),
         ),
@@ -98,16 +95,26 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
     }
 
 
-def _to_do(chains: list[Payload], *, dry_run: bool, question: str | None) -> Payload:
-    """``chains`` is what the tasks ``delete`` are made of: none in a dry run."""
-    if len(chains) > MOST_CHAINS:
-        log.warning("%d chains: %d of them are left for the next run", len(chains), len(chains) - MOST_CHAINS)
+def _per_vm(found: Iterable[tuple[str, str, str, Payload]]) -> list[Payload]:
+    """One task deletes of one VM, in all repositories: it has the VM's lease, which two would take from each other."""
+    vms: dict[str, Payload] = {}
+    for vm, vm_uuid, host, chain in found:
+        work = vms.setdefault(vm_uuid, {"vm": vm, "vm_uuid": vm_uuid, "host": host, "chains": []})
+        work["chains"].append(chain)
+    return list(vms.values())
+
+
+def _to_do(vms: list[Payload], *, dry_run: bool, question: str | None) -> Payload:
+    """``work`` is what the tasks ``delete`` are made of: none in a dry run."""
+    if len(vms) > MOST_VMS:
+        log.warning("%d VMs: %d of them are left for the next run", len(vms), len(vms) - MOST_VMS)
+    chains = [chain for work in vms for chain in work["chains"]]
     return {
         "dry_run": dry_run,
         "would_delete": [external_id for chain in chains for external_id, _ in chain["delete"]][:_SHOWN],
         "would_delete_count": sum(len(chain["delete"]) for chain in chains),
         "would_free": sum(chain["size"] for chain in chains),
-        "chains": [] if dry_run else chains[:MOST_CHAINS],
+        "work": [] if dry_run else vms[:MOST_VMS],
         "question": question if question and not dry_run else "",
     }
 
@@ -117,22 +124,24 @@ def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) ->
     known = fleet.load()
     with database.transaction() as cursor:
         wanted = [backups.find(cursor, external_id=name) for name in dict.fromkeys(names)]
-    chains = [
-        {
-            "vm": group[0].vm,
-            "vm_uuid": group[0].vm_uuid,
-            "host": group[0].host,
-            "repository": group[0].repository,
-            "policy": "",
-            "chain": group[-1].external_id,
-            "delete": [(backup.external_id, "named") for backup in group],
-            "size": sum(backup.size or 0 for backup in group),
-        }
+    vms = _per_vm(
+        (
+            group[0].vm,
+            group[0].vm_uuid,
+            group[0].host,
+            {
+                "repository": group[0].repository,
+                "policy": "",
+                "chain": group[-1].external_id,
+                "delete": [(backup.external_id, "named") for backup in group],
+                "size": sum(backup.size or 0 for backup in group),
+            },
+        )
         for group in leaf_first(wanted)
-    ]
+    )
     restorable = sum(backup.status is BackupStatus.BACKED_UP for backup in wanted)
     question = known.guard.objection(removals=restorable, restorable=max(restorable, known.guard.backups * 100))
-    return _to_do(chains, dry_run=dry_run, question=question)
+    return _to_do(vms, dry_run=dry_run, question=question)
 
 
 def _rules(params: Mapping[str, Any]) -> RetentionRules | None:
@@ -161,51 +170,66 @@ def _log_verdicts(holding: Any, policy: str, verdicts: Sequence[Any]) -> None:
 # --- delete ---------------------------------------------------------------------------------------------------
 
 
-def delete_chain(*, chain: Payload, params: Mapping[str, Any], run_id: str) -> Payload:
-    """Delete what is still unwanted of one chain, leaf first. A VM that is busy is left for the next run."""
+def delete_of_vm(*, work: Payload, params: Mapping[str, Any], run_id: str) -> Payload:
+    """Delete what is still unwanted of one VM, chain by chain. A VM that is busy is left for the next run."""
     database = hooks.catalog()
+    holder = f"nas_retention/{run_id}"
+    chains = [_delete_chain(database, chain=chain, work=work, params=params, holder=holder) for chain in work["chains"]]
+    if any(chain.pop("was_active") for chain in chains):
+        _drop_bitmap(database, work=work, holder=holder)
+    return {"vm": work["vm"], "chains": chains}
+
+
+def _delete_chain(
+    database: Database, *, chain: Payload, work: Payload, params: Mapping[str, Any], holder: str
+) -> Payload:
     store = Store(database=database, repository=hooks.NasHook(nas_conn_id=chain["repository"]).get_conn())
     wanted = [external_id for external_id, _ in chain["delete"]]
-    skipped = []
+    left = []
     if chain["policy"]:
         # Hours may have gone by, somebody may have been asked: what a rule keeps by now stays.
-        still = _still_unwanted(database, chain=chain, params=params)
-        skipped = [{"external_id": name, "why": "a rule keeps it by now"} for name in wanted if name not in still]
+        still = _still_unwanted(database, chain=chain, work=work, params=params)
+        for name in wanted:
+            if name not in still:
+                left.append({"external_id": name, "why": _why_left(database, external_id=name)})
         wanted = [name for name in wanted if name in still]
-    directory = store.root() / chain["chain"].split("/")[0]
-    before = _files(directory)
+    before = list_files(store, vm=chain["chain"].split("/")[0])
     done: list[Deletion] = []
-    holder = f"nas_retention/{run_id}"
     for name in wanted:
         try:
             done += delete(store, external_ids=[name], holder=holder)
         except (BackupNotDeletable, VmBusy) as error:
             log.warning("%s is left: %s", name, error)
-            skipped.append({"external_id": name, "why": str(error)})
-    if any(deletion.was_active for deletion in done):
-        _drop_bitmap(database, chain=chain, holder=holder)
+            left.append({"external_id": name, "why": str(error)})
     return {
-        "vm": chain["vm"],
         "chain": chain["chain"],
+        "repository": chain["repository"],
         "removed": [asdict(removal) for deletion in done for removal in deletion.removed],
         "delete_pending": [
             {"external_id": deletion.external_id, "kept_by": deletion.kept_by} for deletion in done if deletion.kept_by
         ],
-        "left": skipped,
+        "left": left,
         "bytes_freed": sum(deletion.bytes_freed for deletion in done),
         "files_before": before,
-        "files_after": _files(directory),
+        "files_after": list_files(store, vm=chain["chain"].split("/")[0]),
+        "was_active": any(deletion.was_active for deletion in done),
     }
 
 
-def _still_unwanted(database: Database, *, chain: Payload, params: Mapping[str, Any]) -> set[str]:
+def _why_left(database: Database, *, external_id: str) -> str:
+    with database.transaction() as cursor:
+        found = backups.find_or_none(cursor, external_id=external_id)
+    return "a rule keeps it by now" if found is not None else "gone already: an earlier try deleted it"
+
+
+def _still_unwanted(database: Database, *, chain: Payload, work: Payload, params: Mapping[str, Any]) -> set[str]:
     known = fleet.load()
     found = retention.report(
         database,
         fleet=known,
         now=datetime.now(UTC),
         defined=_defined(known),
-        vm_uuid=chain["vm_uuid"],
+        vm_uuid=work["vm_uuid"],
         rules=_rules(params),
     )
     return {
@@ -216,21 +240,17 @@ def _still_unwanted(database: Database, *, chain: Payload, params: Mapping[str, 
     }
 
 
-def _files(directory: Path) -> list[str]:
-    return sorted(str(path.relative_to(directory.parent)) for path in directory.rglob("*") if path.is_file())
-
-
-def _drop_bitmap(database: Database, *, chain: Payload, holder: str) -> None:
+def _drop_bitmap(database: Database, *, work: Payload, holder: str) -> None:
     """It is of no use any more. A host that is away is no reason to fail: nas_reconcile drops it."""
     try:
-        host = hooks.LibvirtHook(libvirt_conn_id=chain["host"]).get_conn()
+        host = hooks.LibvirtHook(libvirt_conn_id=work["host"]).get_conn()
         with (
-            held_lease(database, vm_uuid=chain["vm_uuid"], vm=chain["vm"], holder=holder),
+            held_lease(database, vm_uuid=work["vm_uuid"], vm=work["vm"], holder=holder),
             connect(host) as hypervisor,
         ):
-            drop_unneeded(database, hypervisor, vm_uuid=chain["vm_uuid"])
+            drop_unneeded(database, hypervisor, vm_uuid=work["vm_uuid"])
     except (HypervisorError, RequestError, VmBusy) as error:
-        log.warning("The bitmap of %s is left to nas_reconcile: %s", chain["vm"], error)
+        log.warning("The bitmap of %s is left to nas_reconcile: %s", work["vm"], error)
 
 
 # --- summary, capacity ----------------------------------------------------------------------------------------
@@ -238,15 +258,14 @@ def _drop_bitmap(database: Database, *, chain: Payload, holder: str) -> None:
 
 def summary(*, deleted: Sequence[Payload]) -> Payload:
     """What went, what stays delete-pending, what was left, and the bytes that were freed."""
-    total = {
-        "deleted": sum(len(chain["removed"]) for chain in deleted),
-        "delete_pending": sum(len(chain["delete_pending"]) for chain in deleted),
-        "left": [entry for chain in deleted for entry in chain["left"]][:_SHOWN],
-        "bytes_freed": sum(chain["bytes_freed"] for chain in deleted),
-        "files_before": sum(len(chain["files_before"]) for chain in deleted),
-        "files_after": sum(len(chain["files_after"]) for chain in deleted),
+    chains = [chain for work in deleted for chain in work["chains"]]
+    total: Payload = {
+        "deleted": sum(len(chain["removed"]) for chain in chains),
+        "delete_pending": sum(len(chain["delete_pending"]) for chain in chains),
+        "left": [entry for chain in chains for entry in chain["left"]][:_SHOWN],
+        "bytes_freed": sum(chain["bytes_freed"] for chain in chains),
     }
-    log.info("%d backups deleted, %d delete-pending, %d bytes freed", *list(total.values())[:2], total["bytes_freed"])
+    log.info("%(deleted)d backups deleted, %(delete_pending)d delete-pending, %(bytes_freed)d bytes freed", total)
     return total
 
 

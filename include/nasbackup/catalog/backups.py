@@ -14,7 +14,7 @@ from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
 _SELECT = """
-    SELECT b.*, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
+    SELECT b.*, b.begun, b.pinned_at, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
       FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
       LEFT JOIN backup p ON p.backup_id = b.parent_id
 """
@@ -48,7 +48,7 @@ def find(cursor: Cursor, *, external_id: str) -> Backup:
 
 
 def find_or_none(cursor: Cursor, *, external_id: str) -> Backup | None:
-    cursor.execute(_SELECT + " WHERE b.external_id = %s ORDER BY b.backup_id DESC LIMIT 1", (external_id,))
+    cursor.execute(_SELECT + " WHERE b.external_id = %s", (external_id,))
     found = with_volumes(cursor, cursor.fetchall())
     return found[0] if found else None
 
@@ -66,7 +66,7 @@ def list_backups(
 def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
     """The newest BackedUp backup of this VM in this repository: by order of begin, which no clock can turn round."""
     cursor.execute(
-        _SELECT + " WHERE vm.uuid = %s AND r.name = %s AND b.status = 'BackedUp' ORDER BY b.backup_id DESC LIMIT 1",
+        _SELECT + " WHERE vm.uuid = %s AND r.name = %s AND b.status = 'BackedUp' ORDER BY b.begun DESC LIMIT 1",
         (vm_uuid, repository),
     )
     found = with_volumes(cursor, cursor.fetchall())
@@ -89,7 +89,7 @@ def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
 
 def select_where(cursor: Cursor, condition: str, values: Sequence[Any]) -> list[Backup]:
     """Backups that meet a condition of this package's own making, in the order they were begun."""
-    cursor.execute(f"{_SELECT} WHERE {condition} ORDER BY b.backup_id", values)
+    cursor.execute(f"{_SELECT} WHERE {condition} ORDER BY b.begun", values)
     return with_volumes(cursor, cursor.fetchall())
 
 

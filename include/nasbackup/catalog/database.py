@@ -18,6 +18,16 @@ from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutd
 # Any number will do, as long as every migrating process takes the same one.
 _MIGRATION_LOCK = 0x6E6173  # "nas"
 
+# A connection is kept for a while: a server that lost its power says nothing, and must not be waited for.
+_DEFAULTS = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "application_name": "nasbackup",
+}
+
 Cursor = psycopg2.extras.RealDictCursor
 PlainCursor = psycopg2.extensions.cursor
 """A tuple per row: for very many of them."""
@@ -35,7 +45,7 @@ class Database:
 
         Raises CatalogUnreachable when PostgreSQL does not answer.
         """
-        parameters = {"connect_timeout": 10, "application_name": "nasbackup", **self.parameters}
+        parameters = {**_DEFAULTS, **self.parameters}
         try:
             connection = idle.take(parameters)
         except psycopg2.OperationalError as error:
@@ -50,7 +60,7 @@ class Database:
             raise CatalogUnreachable(reason=_one_line(error)) from error
         except psycopg2.errors.UniqueViolation as error:
             raise CatalogConflict(reason=_one_line(error)) from error
-        except psycopg2.errors.UndefinedTable as error:
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn) as error:
             raise CatalogOutdated(reason=_one_line(error)) from error
         finally:
             idle.give_back(parameters, connection)

@@ -104,7 +104,7 @@ def kept_by(cursor: Cursor, *, backup_id: int) -> list[str]:
 def keepers(cursor: Cursor, *, backup_ids: Sequence[int]) -> dict[int, list[str]]:
     """The same for many backups; those that nothing needs are not in the answer."""
     cursor.execute(
-        "SELECT parent_id, external_id FROM live_child WHERE parent_id = ANY(%s) ORDER BY backup_id",
+        "SELECT parent_id, external_id FROM live_child WHERE parent_id = ANY(%s) ORDER BY begun",
         (list(backup_ids),),
     )
     found: dict[int, list[str]] = {}

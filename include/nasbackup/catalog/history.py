@@ -18,16 +18,16 @@ def layer_sizes(cursor: Cursor, *, vm_uuid: str, repository: str) -> dict[str, l
     cursor.execute(
         """
         WITH recent AS (
-            SELECT backup_id FROM backup
+            SELECT backup_id, begun FROM backup
              WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
                AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)
                AND status IN ('BackedUp', 'DeletePending', 'Deleting')
-             ORDER BY backup_id DESC LIMIT %s
+             ORDER BY begun DESC LIMIT %s
         )
         SELECT v.source, v.type, v.bytes_read, v.bytes_written
           FROM recent JOIN backup_volume v USING (backup_id)
          WHERE v.bytes_read IS NOT NULL AND v.bytes_written IS NOT NULL
-         ORDER BY backup_id DESC
+         ORDER BY begun DESC
         """,
         (vm_uuid, repository, _ENOUGH),
     )

@@ -60,7 +60,7 @@ def holdings(cursor: Cursor, *, vms: Sequence[KnownVm]) -> Iterator[Holding]:
                    pinned_at IS NOT NULL, expires_at, status = 'Failed' AND cleaned_at IS NOT NULL, external_id,
                    coalesce(size, 0)
               FROM backup WHERE vm_id = ANY(%s)
-             ORDER BY vm_id, repository_id, backup_id
+             ORDER BY vm_id, repository_id, begun
             """,
             (list(known),),
         )

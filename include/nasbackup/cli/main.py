@@ -11,7 +11,7 @@ import click
 
 from nasbackup.catalog import Database, migrate, repositories
 from nasbackup.cli import output, retention
-from nasbackup.cli.options import json_option, with_database
+from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.cli.places import Place, with_place
 from nasbackup.errors import NasBackupError, NotARepository
 from nasbackup.model import BackupStatus, Repository, RepositoryType
@@ -121,7 +121,7 @@ def rebuild_catalog_command(*, database: Database, name: str, dry_run: bool, as_
     with database.transaction() as cursor:
         registered = repositories.get(cursor, name=name)
     store = Store(database=database, repository=registered.repository)
-    rebuilt = rebuild_catalog(store, dry_run=dry_run)
+    rebuilt = rebuild_catalog(store, holder=holder("rebuild-catalog"), dry_run=dry_run)
     for problem in rebuilt.problems:
         click.echo(f"Left out: {problem}", err=True)
     output.show_facts(

@@ -14,7 +14,7 @@ from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import Policy, RetentionRules
 from nasbackup.retention.simulate import simulate as run_simulation
-from nasbackup.steps.delete import Deletion, delete, leaf_first, preview
+from nasbackup.steps.delete import Deletion, delete, finish, leaf_first, preview
 from nasbackup.steps.measure import measure
 from nasbackup.steps.retention import report as make_report
 from nasbackup.steps.ticket import Store
@@ -27,6 +27,16 @@ fleet_option = click.option(
 )
 
 
+_DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+
+
+def _in_our_time(_context: click.Context, _option: click.Parameter, moment: datetime | None) -> datetime | None:
+    """Where the calendar has room before and after it."""
+    if moment is not None and not 1970 <= moment.year <= 9000:
+        raise click.BadParameter("give a year from 1970 to 9000")
+    return moment
+
+
 @click.command("delete")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--dry-run", is_flag=True, help="Only say what would become of each.")
@@ -35,16 +45,21 @@ fleet_option = click.option(
 def delete_command(*, database: Database, ids: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Delete backups. One that others are built on stays, delete-pending, until the last of them is gone."""
     with database.transaction() as cursor:
-        wanted = [backups.find(cursor, external_id=external_id) for external_id in ids]  # all, before anything is done
+        # What an earlier try has deleted is no error, as long as one of them is there: a typo would not be told else.
+        wanted = [found for name in ids if (found := backups.find_or_none(cursor, external_id=name)) is not None]
+        gone = [name for name in ids if name not in {backup.external_id for backup in wanted}]
+        if not wanted:
+            backups.find(cursor, external_id=ids[0])  # raises
         stores = {found.repository.name: found.repository for found in repositories.list_all(cursor)}
     if dry_run:
         with database.transaction() as cursor:
             output.show_preview(preview(cursor, wanted=wanted), as_json=as_json)
         return
-    done: list[Deletion] = []
+    done = [Deletion(external_id=name) for name in gone]
     for group in leaf_first(wanted):
         store = Store(database=database, repository=stores[group[0].repository])
         done += delete(store, external_ids=[backup.external_id for backup in group], holder=holder("delete"))
+        finish(store, vm_uuid=group[0].vm_uuid, vm=group[0].vm, holder=holder("delete"))
     output.show_deletions(done, as_json=as_json)
 
 
@@ -74,7 +89,7 @@ def _pin(database: Database, *, external_id: str, pinned: bool, as_json: bool) -
 
 @click.command()
 @click.argument("backup", metavar="ID")
-@click.option("--at", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC.")
+@click.option("--at", type=click.DateTime(_DATES), callback=_in_our_time, help="UTC.")
 @click.option("--never", is_flag=True, help="Take the date away: the policy decides again.")
 @json_option
 @with_database
@@ -116,7 +131,7 @@ def report(*, database: Database, vms: tuple[str, ...], fleet_file: Path | None,
 @click.option(
     "--full-every", type=click.IntRange(0), default=10, show_default=True, help="As the Variable nas.backup.full.every."
 )
-@click.option("--start", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), default="2026-01-01T22:00:00")
+@click.option("--start", type=click.DateTime(_DATES), default="2026-01-01T22:00:00", callback=_in_our_time)
 @click.option("--timezone", help="In place of the policy's.")
 @fleet_option
 @json_option
@@ -133,6 +148,8 @@ def simulate(
 ) -> None:
     """What a policy would keep over time, with a backup every so many hours and retention after each."""
     chosen = _policy(policy, fleet_file=fleet_file)
+    if timezone is not None:
+        fleet.require_timezone(timezone, named="--timezone")
     snapshots = run_simulation(
         rules=chosen.retention,
         timezone=timezone or chosen.timezone,

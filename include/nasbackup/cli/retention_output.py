@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from nasbackup.catalog.restore_points import Holding
 from nasbackup.cli.output import add_row, print_json, show_facts, stdout
@@ -46,7 +47,7 @@ class Holdings:
             )
             return
         table = Table(box=None, header_style="bold", title_justify="left", title_style="bold")
-        table.title = f"\n{holding.vm} in {holding.repository}, policy {policy}"
+        table.title = Text(f"\n{holding.vm} in {holding.repository}, policy {policy}")
         for heading in ("BACKUP", "TYPE", "STATUS", "VERDICT", "RULE"):
             table.add_column(heading, no_wrap=heading == "BACKUP")
         for verdict in verdicts:

@@ -65,11 +65,14 @@ def read(directory: Path) -> dict[str, Any]:
     """The manifest of a published backup. Raises ManifestInvalid: missing, not JSON, or not what the schema says."""
     path = directory / MANIFEST
     try:
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if b"\\u0000" in content:
+            raise ValueError("it has a NUL in it")
+        document = json.loads(content)
     except FileNotFoundError as error:
         raise ManifestInvalid(path=path, problem="there is no manifest: the backup is not complete") from error
     except ValueError as error:
-        raise ManifestInvalid(path=path, problem=f"not JSON: {error}") from error
+        raise ManifestInvalid(path=path, problem=f"not JSON that can be read: {error}") from error
     validate(document, path=path)
     return dict(document)
 

@@ -121,6 +121,16 @@ def remove(repository: Repository, *, identity: str, external_id: str) -> Remove
     return Removed(files=tuple(files), bytes_freed=freed)
 
 
+def list_files(repository: Repository, *, root: Path, machine: str) -> list[str]:
+    """Files of the backups in the directory of this name, relative to the root; others may come and go meanwhile."""
+    found: list[str] = []
+    with doing(repository, f"listing {machine}"), suppress(FileNotFoundError):
+        for directory in (root / machine).iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found += [str(path.relative_to(root)) for path in directory.iterdir()]
+    return sorted(found)
+
+
 def size_on_disk(directory: Path) -> int:
     """Bytes that the files of a backup occupy (allocated blocks, not apparent sizes)."""
     return sum(entry.stat().st_blocks * 512 for entry in directory.iterdir())

@@ -68,6 +68,8 @@ def read_shelf(repository: Repository, *, root: Path) -> Shelf:
                 described[external_id] = _backup(document, repository=repository, directory=directory)
             except ManifestInvalid as error:
                 problems.append(str(error))
+            except (OSError, RecursionError) as error:
+                problems.append(f"{external_id}: {type(error).__name__}: {error}")
     whole: dict[str, Backup] = {}
     for backup in sorted(described.values(), key=lambda found: (found.chain_position, found.created_at)):
         problem = _why_not(backup, whole=whole)
@@ -81,7 +83,9 @@ def read_shelf(repository: Repository, *, root: Path) -> Shelf:
 def _directories(root: Path) -> Iterator[Path]:
     for machine in sorted(root.iterdir()):
         if machine.is_dir() and not machine.name.startswith("."):
-            yield from sorted(path for path in machine.iterdir() if layout.is_backup_directory(path.name))
+            yield from sorted(
+                path for path in machine.iterdir() if layout.is_backup_directory(path.name) and path.is_dir()
+            )
 
 
 def _why_not(backup: Backup, *, whole: Mapping[str, Backup]) -> str | None:
@@ -89,10 +93,18 @@ def _why_not(backup: Backup, *, whole: Mapping[str, Backup]) -> str | None:
     parent = whole.get(backup.parent) if backup.parent is not None else None
     if backup.parent is not None and parent is None:
         return f"what it is built on, {backup.parent}, is not there or is not whole"
-    if (backup.type is BackupType.INCREMENTAL) != (parent is not None):
+    incremental = backup.type is BackupType.INCREMENTAL
+    if incremental != (parent is not None) or incremental != (backup.chain_position > 0):
         return "its type and its place in the chain contradict each other"
+    if parent is not None and parent.vm_uuid != backup.vm_uuid:
+        return f"what it is built on, {parent.external_id}, is of another VM"
+    for kind in ("name", "source", "file"):
+        if len({getattr(volume, kind) for volume in backup.volumes}) < len(backup.volumes):
+            return f"two of its volumes have the same {kind}"
     files = {volume.source: f"../{parent.directory}/{volume.file}" for volume in parent.volumes} if parent else {}
     for volume in backup.volumes:
+        if (volume.type is BackupType.INCREMENTAL) != (volume.backing is not None):
+            return f"volume {volume.name} is {volume.type} and built on {volume.backing}"
         if volume.backing is not None and files.get(volume.source) != volume.backing:
             return f"volume {volume.name} is built on {volume.backing}, which is not its parent's file"
     return None

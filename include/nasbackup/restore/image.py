@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from nasbackup.errors import BackupNotRestorable, TargetExists, UnknownVolume
 from nasbackup.model import Backup, BackupStatus, BackupVolume
 from nasbackup.nas.repository import open_root
 from nasbackup.restore.verification import Layer, layers_of, verify_layers
-from nasbackup.transfer.convert import flatten
+from nasbackup.transfer.convert import flatten, is_same_disk
 from nasbackup.transfer.pump import Progress
 
 ImageFormat = Literal["qcow2", "raw"]
@@ -69,7 +71,7 @@ def restore_images(
 
     ``volumes`` chooses by name (none: all). Raises UnknownVolume, TargetExists (nothing was written),
     BackupNotRestorable (a layer is broken; nothing was written), TargetFull. An image has its name only when it
-    is complete: until then it is ``<name>.partial``, and after a failure that is removed.
+    is complete: until then it is a ``<name>.partial-…`` of this attempt's own, and after a failure that is removed.
     """
     chosen = choose(located.backup, volumes=volumes)
     targets = {volume.name: image_path(to, volume=volume, image_format=image_format) for volume in chosen}
@@ -82,8 +84,8 @@ def restore_images(
     restored = []
     for volume in chosen:
         layers, target = located.layers(volume), targets[volume.name]
-        partial = target.with_name(target.name + ".partial")
-        partial.unlink(missing_ok=True)
+        partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:12]}")
+        _remove_partials(target)
         try:
             flatten(
                 chain_top=layers[-1].file,
@@ -91,15 +93,45 @@ def restore_images(
                 output_format=image_format,
                 on_progress=_bind(follow, f"restoring {volume.name}"),
             )
-            partial.rename(target)
+            _give_name(partial, target)
         finally:
             partial.unlink(missing_ok=True)
         restored.append(RestoredVolume(name=volume.name, source=volume.source, file=target, layers=len(layers)))
     return restored
 
 
+def find_restored(located: Located, *, to: Path, image_format: ImageFormat, volume: str) -> RestoredVolume | None:
+    """The image of an earlier try that was killed when it had given the image its name; None: it is another's."""
+    (chosen,) = choose(located.backup, volumes=[volume])
+    layers, target = located.layers(chosen), to / f"{chosen.name}.{image_format}"
+    if not is_same_disk(chain_top=layers[-1].file, image=target, image_format=image_format):
+        return None
+    return RestoredVolume(name=chosen.name, source=chosen.source, file=target, layers=len(layers))
+
+
+def _remove_partials(target: Path) -> None:
+    """Of attempts that were killed. What an orphan of one still writes has no name any more."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(f"{target.name}.partial-"):
+            path.unlink(missing_ok=True)
+
+
+def _give_name(partial: Path, target: Path) -> None:
+    """Never over anything: what appeared there meanwhile is somebody's. Raises TargetExists."""
+    try:
+        os.link(partial, target)
+    except FileExistsError as error:
+        raise TargetExists(path=target) from error
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise TargetExists(path=target) from None
+        partial.rename(target)
+
+
 def image_path(to: Path, *, volume: BackupVolume, image_format: ImageFormat) -> Path:
     """Where the volume's image goes. Raises TargetExists when something is there already."""
+    if "/" in volume.name or volume.name.startswith("."):  # from a manifest that nobody of us has written
+        raise BackupNotRestorable(backup=volume.file, why=f"its volume {volume.name!r} has no name for a file")
     path = to / f"{volume.name}.{image_format}"
     if path.exists():
         raise TargetExists(path=path)

@@ -49,10 +49,10 @@ def copy(
     follower = Follower(site.repository, f"copying {volume}")
 
     def follow(progress: Progress) -> None:
+        if backup.vm_state.has_qemu:
+            scratch.require_reserve(site.host)  # first: the guest does not wait for a catalog that does not answer
         site.renew(ticket)
         source.require()
-        if backup.vm_state.has_qemu:
-            scratch.require_reserve(site.host)
         follower.look((progress.phase, progress.done))
         if on_progress:
             on_progress(progress)

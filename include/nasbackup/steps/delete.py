@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nasbackup.catalog import Cursor, backups, deletions, leases, vms
+from nasbackup.errors import BackupNotDeletable
 from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
@@ -52,7 +53,7 @@ class Deletion:
 def leaf_first(wanted: Sequence[Backup]) -> list[list[Backup]]:
     """A group per VM and repository, each in the order in which none is delete-pending that goes anyway."""
     groups: dict[tuple[str, str], list[Backup]] = {}
-    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
+    for backup in sorted(wanted, key=lambda backup: (backup.chain_position, backup.backup_id), reverse=True):
         groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
     return list(groups.values())
 
@@ -69,6 +70,11 @@ def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[De
         return []
     store.root()  # before anything is marked
     first = wanted[0]
+    for backup in wanted:
+        if (backup.vm_uuid, backup.repository) != (first.vm_uuid, store.repository.name):
+            raise BackupNotDeletable(
+                backup=backup.external_id, why=f"it is not of VM {first.vm} in repository {store.repository.name}"
+            )
     with held_lease(store.database, vm_uuid=first.vm_uuid, vm=first.vm, holder=holder) as token:
         return [_delete_one(store, backup=backup, lease_token=token) for backup in wanted]
 
@@ -118,6 +124,12 @@ def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]
     return removed
 
 
+def list_files(store: Store, *, vm: str) -> list[str]:
+    """All files of the VM's directory (the first part of an external id), relative to the repository's root."""
+    root = store.root()
+    return watched(store.repository, f"listing {vm}", publish.list_files, store.repository, root=root, machine=vm)
+
+
 def let_parent_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
     """A failed child is cleaned up: a parent that was delete-pending because of it alone goes now."""
     if backup.parent_id is None:
@@ -165,7 +177,7 @@ class Preview:
 def preview(cursor: Cursor, *, wanted: Sequence[Backup]) -> list[Preview]:
     """What delete(B) of each of these would do now, leaf first; nothing is changed."""
     found: dict[str, Preview] = {}
-    for backup in sorted(wanted, key=lambda backup: backup.backup_id, reverse=True):
+    for backup in sorted(wanted, key=lambda backup: (backup.chain_position, backup.backup_id), reverse=True):
         refused = deletions.refusal(cursor, backup_id=backup.backup_id)
         kept_by = tuple(
             child

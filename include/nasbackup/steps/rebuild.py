@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from nasbackup.catalog import backups, recovered, vms
-from nasbackup.model import BackupStatus
+from nasbackup import layout
+from nasbackup.catalog import Cursor, backups, leases, recovered, vms
+from nasbackup.errors import VmBusy
+from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas.shelf import read_shelf
+from nasbackup.steps.lease import held_lease
 from nasbackup.steps.ticket import Store
 
 _WHOLE = (BackupStatus.BACKED_UP, BackupStatus.DELETE_PENDING)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Rebuilt:
     """``added``: external ids. ``known``: how many the catalog had. ``problems``: what was left out, and why."""
 
-    added: tuple[str, ...]
-    known: int
-    problems: tuple[str, ...]
+    added: list[str] = field(default_factory=list)
+    known: int = 0
+    problems: list[str] = field(default_factory=list)
 
 
-def rebuild_catalog(store: Store, *, dry_run: bool = False) -> Rebuilt:
-    """In one transaction: all of it, or nothing. No active checkpoint: each VM's next backup is a full.
+def rebuild_catalog(store: Store, *, holder: str, dry_run: bool = False) -> Rebuilt:
+    """VM by VM, each under its lease and in one transaction. No active checkpoint: the next backups are fulls.
 
-    A backup whose name the catalog has already, in whatever state, is left as it is there, and so are those that are
-    built on one that is not BackedUp. Raises NotARepository, ManifestInvalid, NasIo.
+    A backup whose name the catalog has already, in whatever state, is left as it is there; one that is built on one
+    that is not whole is left out, and so is a VM that is busy. Each goes to its place in time among those that the
+    catalog has. Raises NotARepository, NasIo.
     """
     root = store.root()
     shelf = read_shelf(store.repository, root=root)
-    added, problems = [], list(shelf.problems)
-    with store.database.transaction() as cursor:
-        numbers: dict[str, int] = {}
-        known = 0
-        for backup in shelf.backups:
-            existing = backups.find_or_none(cursor, external_id=backup.external_id)
-            if existing is not None:
-                known += 1
-                if existing.repository == store.repository.name and existing.status in _WHOLE:
-                    numbers[backup.external_id] = existing.backup_id
-                continue
-            if backup.parent is not None and backup.parent not in numbers:
-                problems.append(f"{backup.external_id}: to the catalog {backup.parent} is not a whole backup")
-                continue
-            vms.register_if_unknown(cursor, uuid=backup.vm_uuid, name=backup.vm, host=backup.host)
+    result = Rebuilt(problems=list(shelf.problems))
+    groups: dict[str, list[Backup]] = {}
+    for backup in shelf.backups:
+        groups.setdefault(backup.vm_uuid, []).append(backup)
+    for vm_uuid, found in groups.items():
+        vm = found[-1]
+        if dry_run:
+            with store.database.transaction() as cursor:
+                vms.register_if_unknown(cursor, uuid=vm_uuid, name=vm.vm, host=vm.host)
+                _recover(store, cursor, found=found, result=result)
+                cursor.connection.rollback()
+            continue
+        with store.database.transaction() as cursor:
+            vms.register_if_unknown(cursor, uuid=vm_uuid, name=vm.vm, host=vm.host)
+        try:
+            with (
+                held_lease(store.database, vm_uuid=vm_uuid, vm=vm.vm, holder=holder) as token,
+                store.database.transaction() as cursor,
+            ):
+                leases.renew(cursor, vm_uuid=vm_uuid, vm=vm.vm, token=token)
+                _recover(store, cursor, found=found, result=result)
+        except VmBusy as busy:
+            result.problems.append(f"{vm.vm}: {busy}")
+    return result
+
+
+def _recover(store: Store, cursor: Cursor, *, found: Sequence[Backup], result: Rebuilt) -> None:
+    """``found``: of one VM, in the order in which they were made."""
+    root = store.root()
+    numbers: dict[str, int] = {}
+    for backup in found:
+        existing = backups.find_or_none(cursor, external_id=backup.external_id)
+        if existing is not None and (existing.repository, existing.vm_uuid) != (backup.repository, backup.vm_uuid):
+            result.problems.append(
+                f"{backup.external_id}: the catalog has one of this name, of VM {existing.vm} in {existing.repository}"
+            )
+        elif existing is not None:
+            result.known += 1
+            if existing.status in _WHOLE:
+                numbers[backup.external_id] = existing.backup_id
+        elif backup.parent is not None and backup.parent not in numbers:
+            result.problems.append(f"{backup.external_id}: to the catalog {backup.parent} is not a whole backup")
+        elif (root / backup.external_id / layout.MANIFEST).is_file():  # else deleted since the shelf was read
             parent_id = numbers[backup.parent] if backup.parent is not None else None
             numbers[backup.external_id] = recovered.insert_recorded(cursor, backup=backup, parent_id=parent_id)
-            added.append(backup.external_id)
-        if dry_run:
-            cursor.connection.rollback()
-    return Rebuilt(added=tuple(added), known=known, problems=tuple(problems))
+            result.added.append(backup.external_id)

@@ -17,7 +17,7 @@ from nasbackup.retention.rules import Policy, RetentionRules
 from nasbackup.retention.verdicts import Verdict, judge, judge_unprotected
 
 Defined = Mapping[str, frozenset[str] | None]
-"""Host -> UUIDs of the VMs that it defines; None (or no entry): nobody could ask it, its VMs are taken for defined."""
+"""Host of the fleet -> UUIDs of the VMs that it defines; None: nobody could ask it, so any VM may be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +136,10 @@ def _timezone(policy: Policy | None) -> str:
 
 def _protection(vm: KnownVm, *, fleet: Fleet, defined: Defined) -> tuple[Policy | None, str]:
     """Its policy, or why it has none."""
-    on_host = defined.get(vm.host)
-    if on_host is not None and vm.vm_uuid not in on_host:
-        return None, f"host {vm.host} does not define it any more"
+    # On no host of the fleet, and all could be asked: it may have moved since its last backup.
+    everywhere = list(defined.values())
+    if everywhere and all(uuids is not None and vm.vm_uuid not in uuids for uuids in everywhere):
+        return None, "no host of the fleet defines it any more"
     policy = fleet.policy_of(vm=vm.vm, host=vm.host)
     return policy, "" if policy is not None else "no policy of fleet.yaml matches it"
 

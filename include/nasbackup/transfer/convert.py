@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from nasbackup.errors import ToolFailed
-from nasbackup.tools import bound_to_parent, node, shortened, tool_environment
+from nasbackup.tools import bound_to_parent, node, run_tool, shortened, tool_environment
 from nasbackup.transfer.pump import Progress
 from nasbackup.transfer.qcow2_target import claim, sync_file, tool_error
 from nasbackup.transfer.readback import image_info
@@ -78,6 +78,12 @@ def flatten(
             raise tool_error(failed, target, needs=virtual_size - done) from None
     sync_file(target)
     report(100)
+
+
+def is_same_disk(*, chain_top: Path, image: Path, image_format: Literal["qcow2", "raw"]) -> bool:
+    """Whether the image holds what the guest would see in ``chain_top``, byte for byte. Raises ToolFailed."""
+    done = run_tool("qemu-img", "compare", "--", node(chain_top, "qcow2"), node(image, image_format), accept=(0, 1))
+    return done.returncode == 0
 
 
 def _follow(stdout: IO[bytes], report: Callable[[float], None], *, every: float) -> None:
