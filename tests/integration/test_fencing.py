@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from nasbackup import steps
 from nasbackup.catalog import backups, leases
-from nasbackup.errors import JobLost, LeaseLost, NasBackupError, VmBusy
+from nasbackup.errors import BackupNotOpen, JobLost, LeaseLost, NasBackupError, VmBusy
 from nasbackup.hypervisor import connect, job
 from nasbackup.model import Backup, BackupStatus, BackupType, Quiesce
 from nasbackup.nas import manifest, publish
@@ -551,3 +551,58 @@ def test_a_vm_destroyed_in_mid_copy_ends_the_copy_at_once_and_says_so(big_story:
     steps.end_job(story.site, ticket=ticket)
     assert names_on_nas(story) == set()
     assert tool("qemu-img", "check", str(story.machine.disks["vda"]))
+
+
+# --- orphans of the same run, with the same token ---------------------------------------------------------------
+
+
+def test_a_backup_that_an_orphan_records_while_end_job_begins_is_not_undone(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the model of deletion (tests/unit/deletion_model.py, ``undo_looks_again``)."""
+    ticket, decided = story.decide()
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    for volume in decided.volumes:
+        steps.copy(story.site, ticket=ticket, volume=volume.name)
+        steps.verify(story.site, ticket=ticket, volume=volume.name)
+    story.freeze_and_compare(story.load(ticket.backup_id))
+    module = sys.modules["nasbackup.steps.end_job"]
+    look = module._vm_changed
+
+    def recorded_meanwhile(*args: Any, **kwargs: Any) -> bool:
+        steps.record(story.site, ticket=ticket)
+        return bool(look(*args, **kwargs))
+
+    monkeypatch.setattr(module, "_vm_changed", recorded_meanwhile)
+    ending = steps.end_job(story.site, ticket=ticket)
+    assert (ending.status, ending.try_again) == (BackupStatus.BACKED_UP, False)
+    story.assert_everything_restores()
+    story.assert_tidy()
+    assert story.backup().type is BackupType.INCREMENTAL
+
+
+def test_a_checkpoint_that_comes_too_late_takes_nothing_away(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the model as well (``prepare_in_time``): it waits in libvirt while its retry records the backup."""
+    ticket, _ = story.decide(run_id="same")
+    module = sys.modules["nasbackup.steps.checkpoint"]
+    ask = module.inventory.domain_definition
+    waiting = [True]
+
+    def retried_meanwhile(*args: Any, **kwargs: Any) -> str:
+        if waiting.pop() if waiting else False:
+            again, decided = story.decide(run_id="same")
+            steps.checkpoint(story.site, ticket=again, quiesce=Quiesce.OFF)
+            for volume in decided.volumes:
+                steps.copy(story.site, ticket=again, volume=volume.name)
+                steps.verify(story.site, ticket=again, volume=volume.name)
+            story.freeze_and_compare(story.load(again.backup_id))
+            steps.record(story.site, ticket=again)
+            steps.end_job(story.site, ticket=again)
+        return str(ask(*args, **kwargs))
+
+    monkeypatch.setattr(module.inventory, "domain_definition", retried_meanwhile)
+    with pytest.raises(BackupNotOpen, match="is published"):
+        steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    story.assert_everything_restores()
+    story.assert_tidy()
+    assert story.backup().type is BackupType.INCREMENTAL

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.errors import NasIo
+from nasbackup.errors import BackupNotOpen, NasIo
 from nasbackup.model import Repository
 from nasbackup.nas.durable import make_directory, sync_directory, sync_file, write_durably
 from nasbackup.nas.repository import doing, open_root
@@ -22,13 +22,14 @@ from nasbackup.nas.repository import doing, open_root
 def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml: str) -> Path:
     """Make the partial directory with ``domain.xml`` in it; returns its path.
 
-    A run that was killed between publishing and recording, and is run again from its beginning, finds its own
-    directory in place: it was never recorded, and goes.
+    Raises BackupNotOpen when the backup is published: whoever asks is late, an orphan whose retry has gone on, and
+    takes nothing away.
     """
     partial = root / layout.partial_directory(external_id)
     content = domain_xml.encode()
     with doing(repository, f"creating {partial.name}", needs=len(content)):
-        _remove_tree(root / external_id)
+        if (root / external_id).exists():
+            raise BackupNotOpen(backup=external_id, status="published")
         make_directory(partial, root=root)
         write_durably(partial / layout.DOMAIN_XML, content)
     return partial

@@ -14,6 +14,8 @@ from nasbackup.catalog import Cursor, backups, history, leases, vms
 from nasbackup.errors import NasError
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Mode, Quiesce, Vm
+from nasbackup.nas import publish
+from nasbackup.nas.watchdog import watched
 from nasbackup.settings import Settings
 from nasbackup.steps.discard import discard
 from nasbackup.steps.observe import chain_state, observe_vm
@@ -96,6 +98,15 @@ def _resume(
     if mine is not None:
         with site.database.transaction() as cursor:
             backups.adopt(cursor, backup_id=mine.backup_id, lease_token=lease.token)
+        # Perhaps published, and not recorded: under the new token nobody can do that any more, and it is made again.
+        watched(
+            site.repository,
+            "removing an earlier try",
+            publish.discard,
+            site.repository,
+            root=site.root(),
+            external_id=mine.external_id,
+        )
     return mine
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from nasbackup.catalog import backups, leases, repositories
 from nasbackup.errors import NasBackupError
 from nasbackup.hypervisor import Hypervisor, checkpoints, job, quiescing
-from nasbackup.model import Backup
+from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.delete import let_parent_fall
@@ -18,19 +18,22 @@ from nasbackup.steps.ticket import Site
 log = logging.getLogger(__name__)
 
 
-def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: int, why: str) -> None:
+def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: int, why: str) -> bool:
     """Mark the backup Failed, then take away its job, its checkpoint and its files; thaw its guest.
 
     The mark comes first, in a transaction of its own: an orphan of the dead run cannot record it any more. Each
     is tried even when another fails; only when all went well is the backup noted as clean, so what
     remains is cleaned up by the next run. A parent that was delete-pending because of this child alone goes with it.
-    Raises the first error.
+    Returns False, and has done nothing, when the backup is recorded by now: by an orphan of the same run, which has the
+    same token. Raises the first error.
     """
     with site.database.transaction() as cursor:
         # The remains may lie in another repository than the one that the caller is at work on.
         site = replace(site, repository=repositories.get(cursor, name=backup.repository).repository)
         leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
         backups.fail(cursor, backup_id=backup.backup_id, error=why)
+        if backups.get(cursor, backup_id=backup.backup_id).status is not BackupStatus.FAILED:
+            return False
     try_all(
         lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
         lambda: job.end(hypervisor, name=site.job_name(backup)),
@@ -53,6 +56,7 @@ def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: 
         leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
         backups.set_cleaned(cursor, backup_id=backup.backup_id)
     let_parent_fall(site, backup=backup, lease_token=lease_token)
+    return True
 
 
 def try_all(*actions: Callable[[], object]) -> None:

@@ -47,15 +47,16 @@ def end_job(site: Site, *, ticket: Ticket, why_failed: str = "the run failed") -
     vm_changed = False
     try:
         with connect(site.host) as hypervisor:
-            if backup.status is BackupStatus.BACKED_UP:
+            recorded = backup.status is BackupStatus.BACKED_UP
+            if not recorded:
+                vm_changed = _vm_changed(site, hypervisor, backup=backup)
+                recorded = not discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
+            if recorded:
                 try_all(
                     lambda: quiescing.thaw_left_frozen(hypervisor, vm_uuid=backup.vm_uuid),
                     lambda: job.end(hypervisor, name=site.job_name(backup)),
                     lambda: dropped.extend(drop_unneeded(site.database, hypervisor, vm_uuid=backup.vm_uuid)),
                 )
-            else:
-                vm_changed = _vm_changed(site, hypervisor, backup=backup)
-                discard(site, hypervisor, backup=backup, lease_token=ticket.lease_token, why=why_failed)
     except BaseException as error:
         with site.database.transaction() as cursor:
             # The mark at least must be set. Who has lost the lease meanwhile writes nothing.
