@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,12 +75,16 @@ def test_a_killed_scheduler_costs_at_most_the_run(plant: Plant, make_vm: MakeVm,
     with stopped_copy(machine.name, file="root.vda", timeout=120) as writer:
         orphan = parent_of(writer)
         scheduler = int(supervisorctl("pid", "airflow:scheduler"))
+        executors = children_of(scheduler)  # they wait for work for ever (an operator's systemd would end them with it)
         os.kill(writer, signal.SIGCONT)
         os.kill(scheduler, signal.SIGKILL)
         wait_for_end(scheduler)
     # supervisord has started another. Whatever task it finds dead, it finds by its check for orphaned tasks.
     state = plant.wait(run, timeout=ORPHANED_TASKS_SECONDS + 240)
     wait_for_end(orphan, writer)
+    for pid in executors:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     plant.assert_nothing_is_left(machine)
     statuses = [backup.status for backup in plant.backups_of(machine.name)]
     assert statuses == [BackupStatus.BACKED_UP, BackupStatus.BACKED_UP if state == "success" else BackupStatus.FAILED]
@@ -93,6 +98,15 @@ def test_a_killed_scheduler_costs_at_most_the_run(plant: Plant, make_vm: MakeVm,
 
 
 # --- processes ------------------------------------------------------------------------------------------------
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if parent_of(int(process.name)) == pid:
+                found.append(int(process.name))
+    return found
 
 
 def command_of(pid: int) -> str:
