@@ -241,6 +241,29 @@ def test_an_encrypted_volume_is_refused_unless_allowed(story: Story) -> None:
         secret.undefine()
 
 
+def test_a_transient_domain_goes_on_incrementally_also_when_it_is_created_anew(story: Story) -> None:
+    """libvirt forgets all of it when it stops; what is in its images is told to libvirt again."""
+    machine = story.machine
+    machine.destroy()
+    definition = machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    machine.domain.undefine()
+    try:
+        machine.connection.createXML(definition)
+        assert not machine.domain.isPersistent()
+        machine.guest_io("vda", "write -P 0x61 0 1M")
+        assert story.backup().type is BackupType.FULL
+        machine.guest_io("vda", "write -P 0x62 512k 1M")
+        assert story.backup().type is BackupType.INCREMENTAL
+        machine.destroy()
+        machine.connection.createXML(definition)
+        machine.guest_io("vda", "write -P 0x63 1M 1M")
+        assert story.backup().type is BackupType.INCREMENTAL
+        story.assert_everything_restores()
+        story.assert_tidy()
+    finally:
+        machine.connection.defineXML(definition)
+
+
 def create_luks(image: Path, *, passphrase: str, size: int) -> None:
     """As ``qemu-img`` does it, again where it could not tell how long its key derivation takes.
 
