@@ -75,16 +75,18 @@ def test_a_killed_scheduler_costs_at_most_the_run(plant: Plant, make_vm: MakeVm,
     with stopped_copy(machine.name, file="root.vda", timeout=120) as writer:
         orphan = parent_of(writer)
         scheduler = int(supervisorctl("pid", "airflow:scheduler"))
-        executors = children_of(scheduler)  # they wait for work for ever (an operator's systemd would end them with it)
+        executors = children_of(scheduler)
         os.kill(writer, signal.SIGCONT)
         os.kill(scheduler, signal.SIGKILL)
         wait_for_end(scheduler)
-    # supervisord has started another. Whatever task it finds dead, it finds by its check for orphaned tasks.
-    state = plant.wait(run, timeout=ORPHANED_TASKS_SECONDS + 240)
     wait_for_end(orphan, writer)
+    # Its executors have inherited its connection to PostgreSQL, with the transaction that it was killed in: nobody goes on
+    # before they have ended. (systemd ends the whole group with a main process that is killed.)
     for pid in executors:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    # supervisord has started another. Whatever task it finds dead, it finds by its check for orphaned tasks.
+    state = plant.wait(run, timeout=ORPHANED_TASKS_SECONDS + 240)
     plant.assert_nothing_is_left(machine)
     statuses = [backup.status for backup in plant.backups_of(machine.name)]
     assert statuses == [BackupStatus.BACKED_UP, BackupStatus.BACKED_UP if state == "success" else BackupStatus.FAILED]
