@@ -80,8 +80,8 @@ def test_a_killed_scheduler_costs_at_most_the_run(plant: Plant, make_vm: MakeVm,
         os.kill(scheduler, signal.SIGKILL)
         wait_for_end(scheduler)
     wait_for_end(orphan, writer)
-    # Its executors have inherited its connection to PostgreSQL, with the transaction that it was killed in: nobody goes on
-    # before they have ended. (systemd ends the whole group with a main process that is killed.)
+    # Its executors have inherited its connection to PostgreSQL, with the transaction in which it was killed: nobody
+    # goes on before they have ended. (systemd ends the whole group with a main process that is killed.)
     for pid in executors:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
