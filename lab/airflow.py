@@ -132,13 +132,17 @@ class Airflow:
         return json.loads(value) if isinstance(value, str) else value
 
     def answer(self, dag_id: str, run_id: str, task_id: str, *, choice: str, timeout: float = 120) -> str:
-        """Wait until the task asks somebody, and answer; returns the question."""
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        """Wait until the task asks somebody, and answer; returns the question.
+
+        Not as soon as the question is there: an answer before the task waits for it is lost.
+        """
         deadline = time.monotonic() + timeout
-        while (asked := self.request("GET", path, missing_ok=True)) is None:
+        while all((task.task_id, task.state) != (task_id, "awaiting_input") for task in self.tasks(dag_id, run_id)):
             if time.monotonic() > deadline:
                 raise AirflowError(f"{task_id} of {run_id} has asked nothing after {timeout:g} s")
             time.sleep(0.5)
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        asked = self.request("GET", path)
         self.request("PATCH", path, json={"chosen_options": [choice]})
         return str(asked["subject"])
 

@@ -101,6 +101,19 @@ def test_pins_and_expiry_dates(story: Story, fleet_file: Path) -> None:
     assert "1 of them would be deleted" in nasbackup(database, "retention", "report", "--fleet", str(fleet_file)).stdout
 
 
+def test_vms_of_hosts_that_the_fleet_does_not_name_are_left_alone(story: Story, fleet_file: Path) -> None:
+    """Several Airflows may share a catalog: each judges the VMs of its own hosts."""
+    story.backup(mode=Mode.FULL)
+    story.backup(mode=Mode.FULL)
+    database = story.site.database
+    assert answer(database, "retention", "report", "--fleet", str(fleet_file))["to_delete"] == 1
+    fleet_file.write_text(FLEET.replace("kvm_test", "kvm_other"))
+    found = answer(database, "retention", "report", "--fleet", str(fleet_file))
+    assert (found["to_delete"], found["holdings"], found["vms_of_other_hosts"]) == (0, [], {"kvm_test": 1})
+    text = nasbackup(database, "retention", "report", "--fleet", str(fleet_file)).stdout
+    assert "1 VMs of host kvm_test are left out: fleet.yaml does not name it." in text
+
+
 def verdicts(story: Story, fleet_file: Path) -> dict[str, str]:
     found = answer(story.site.database, "retention", "report", "--fleet", str(fleet_file), "--vm", "i-2-*")
     (holding,) = found["holdings"]

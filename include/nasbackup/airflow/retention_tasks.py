@@ -71,6 +71,8 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
     )
     for vm in found.unprotected:
         log.warning("%s is unprotected: %s. Its %d backups go %s.", vm.vm, vm.why, vm.restorable, vm.goes)
+    for host, count in found.elsewhere.items():
+        log.warning("%d VMs of host %s are left out: fleet.yaml does not name it.", count, host)
     vms = _per_vm(
         (
             doomed.vm,
@@ -91,6 +93,7 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
         "kept_by_rule": dict(found.rules),
         "unprotected": [asdict(vm) | {"since": vm.since.isoformat()} for vm in found.unprotected[:_SHOWN]],
         "unprotected_count": len(found.unprotected),
+        "vms_of_other_hosts": dict(found.elsewhere),
         "hosts_not_asked": [host for host, uuids in defined.items() if uuids is None],
     }
 

@@ -61,12 +61,15 @@ class Holdings:
                 {
                     "holdings": self._documents,
                     "unprotected": [asdict(vm) | {"since": vm.since.isoformat()} for vm in found.unprotected],
+                    "vms_of_other_hosts": dict(found.elsewhere),
                     "restorable": found.restorable,
                     "to_delete": found.deletions,
                 }
             )
         for vm in found.unprotected:
             _say(f"{vm.vm} is unprotected: {vm.why}. Its {vm.restorable} backups go {vm.goes}.")
+        for host, count in found.elsewhere.items():
+            _say(f"{count} VMs of host {host} are left out: fleet.yaml does not name it.")
         _say(f"\n{found.vms} VMs, {found.restorable} restorable backups, {found.deletions} of them would be deleted.")
 
 

@@ -53,6 +53,8 @@ class Report:
     restorable: int = 0
     chains: list[Doomed] = field(default_factory=list)
     unprotected: list[UnprotectedVm] = field(default_factory=list)
+    elsewhere: Counter[str] = field(default_factory=Counter)
+    """Host that fleet.yaml does not name -> how many VMs of it the catalog knows: they are another fleet's to judge."""
     rules: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -83,11 +85,14 @@ def report(
     """
     result = Report(now=now)
     with database.transaction() as cursor:
-        chosen = [
+        wanted = [
             vm
             for vm in restore_points.known_vms(cursor)
             if _matches(vm.vm, vms) and (vm_uuid is None or vm.vm_uuid == vm_uuid)
         ]
+        hosts = frozenset(fleet.hosts)
+        chosen = [vm for vm in wanted if vm.host in hosts]
+        result.elsewhere.update(vm.host for vm in wanted if vm.host not in hosts)
         protection = {vm.vm_uuid: _protection(vm, fleet=fleet, defined=defined or {}) for vm in chosen}
         seen = set()
         for holding in restore_points.holdings(cursor, vms=chosen):
@@ -117,11 +122,12 @@ def report(
 
 def note_unprotected(database: Database, *, fleet: Fleet, defined: Defined, now: datetime) -> None:
     """From now on the backups of VMs that no policy matches, or that are undefined, are counted down."""
+    hosts = frozenset(fleet.hosts)
     with database.transaction() as cursor:
         unprotected = [
             vm.vm_uuid
             for vm in restore_points.known_vms(cursor)
-            if _protection(vm, fleet=fleet, defined=defined)[0] is None
+            if vm.host in hosts and _protection(vm, fleet=fleet, defined=defined)[0] is None
         ]
         restore_points.note_unprotected(cursor, vm_uuids=unprotected, now=now)
 
