@@ -132,19 +132,27 @@ class Airflow:
         return json.loads(value) if isinstance(value, str) else value
 
     def answer(self, dag_id: str, run_id: str, task_id: str, *, choice: str, timeout: float = 120) -> str:
-        """Wait until the task asks somebody, and answer; returns the question.
+        """Answer whenever the task asks somebody, until it has ended; returns the question.
 
-        Not as soon as the question is there: an answer before the task waits for it is lost.
+        Not at once: for a moment after the task begins to wait, the scheduler takes a resumed one for lost (Airflow
+        3.3), and it asks again.
         """
-        deadline = time.monotonic() + timeout
-        while all((task.task_id, task.state) != (task_id, "awaiting_input") for task in self.tasks(dag_id, run_id)):
-            if time.monotonic() > deadline:
-                raise AirflowError(f"{task_id} of {run_id} has asked nothing after {timeout:g} s")
-            time.sleep(0.5)
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
-        asked = self.request("GET", path)
-        self.request("PATCH", path, json={"chosen_options": [choice]})
-        return str(asked["subject"])
+        subject = ""
+        deadline = time.monotonic() + timeout
+        while True:
+            state = next((task.state for task in self.tasks(dag_id, run_id) if task.task_id == task_id), None)
+            if state == "awaiting_input":
+                time.sleep(3)
+                asked = self.request("GET", path)
+                if not asked["response_received"]:
+                    subject = str(asked["subject"])
+                    self.request("PATCH", path, json={"chosen_options": [choice]})
+            elif subject and state in FINISHED:
+                return subject
+            if time.monotonic() > deadline:
+                raise AirflowError(f"{task_id} of {run_id} is {state} after {timeout:g} s")
+            time.sleep(0.5)
 
     def log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
