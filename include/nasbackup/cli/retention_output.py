@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nasbackup.catalog.restore_points import Holding
 from nasbackup.cli.output import add_row, print_json, show_facts, stdout
+from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import Forecast, Thresholds
 from nasbackup.retention.plan import chain_plans
 from nasbackup.retention.rules import RetentionRules
@@ -75,7 +76,8 @@ class Holdings:
 
 def _verdict(verdict: Verdict, *, pending: set[str]) -> dict[str, Any]:
     point, keep, rule = verdict
-    word = "keep" if keep else "delete-pending" if point.external_id in pending else "delete"
+    waits = point.external_id in pending or point.status == BackupStatus.DELETE_PENDING
+    word = "keep" if keep else "delete-pending" if waits else "delete"
     return {
         "external_id": point.external_id,
         "type": "FULL" if point.is_full else "INCREMENTAL",
