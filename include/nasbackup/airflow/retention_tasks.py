@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -152,7 +152,7 @@ def _rules(params: Mapping[str, Any]) -> RetentionRules | None:
 
 
 def _defined(known: Fleet) -> dict[str, frozenset[str] | None]:
-    """UUIDs of the VMs that each host defines; None where nobody could ask: its VMs are judged by their policies."""
+    """UUIDs of the VMs that each host defines; None where nobody could ask: any VM may be there."""
     found: dict[str, frozenset[str] | None] = {}
     for host in known.hosts:
         try:
@@ -177,25 +177,25 @@ def delete_of_vm(*, work: Payload, params: Mapping[str, Any], run_id: str) -> Pa
     """Delete what is still unwanted of one VM, chain by chain. A VM that is busy is left for the next run."""
     database = hooks.catalog()
     holder = f"nas_retention/{run_id}"
-    chains = [_delete_chain(database, chain=chain, work=work, params=params, holder=holder) for chain in work["chains"]]
+    # Hours may have gone by, somebody may have been asked: what a rule keeps by now stays. (Named ones have no policy.)
+    judged = any(chain["policy"] for chain in work["chains"])
+    unwanted = _still_unwanted(database, vm_uuid=work["vm_uuid"], params=params) if judged else None
+    chains = [_delete_chain(database, chain=chain, unwanted=unwanted, holder=holder) for chain in work["chains"]]
     if any(chain.pop("was_active") for chain in chains):
         _drop_bitmap(database, work=work, holder=holder)
     return {"vm": work["vm"], "chains": chains}
 
 
-def _delete_chain(
-    database: Database, *, chain: Payload, work: Payload, params: Mapping[str, Any], holder: str
-) -> Payload:
+def _delete_chain(database: Database, *, chain: Payload, unwanted: Set[str] | None, holder: str) -> Payload:
+    """``unwanted``: external ids that no rule keeps; None: nobody asks the rules."""
     store = Store(database=database, repository=hooks.NasHook(nas_conn_id=chain["repository"]).get_conn())
     wanted = [external_id for external_id, _ in chain["delete"]]
     left = []
-    if chain["policy"]:
-        # Hours may have gone by, somebody may have been asked: what a rule keeps by now stays.
-        still = _still_unwanted(database, chain=chain, work=work, params=params)
+    if unwanted is not None:
         for name in wanted:
-            if name not in still:
+            if name not in unwanted:
                 left.append({"external_id": name, "why": _why_left(database, external_id=name)})
-        wanted = [name for name in wanted if name in still]
+        wanted = [name for name in wanted if name in unwanted]
     before = list_files(store, vm=chain["chain"].split("/")[0])
     done: list[Deletion] = []
     for name in wanted:
@@ -225,22 +225,18 @@ def _why_left(database: Database, *, external_id: str) -> str:
     return "a rule keeps it by now" if found is not None else "gone already: an earlier try deleted it"
 
 
-def _still_unwanted(database: Database, *, chain: Payload, work: Payload, params: Mapping[str, Any]) -> set[str]:
+def _still_unwanted(database: Database, *, vm_uuid: str, params: Mapping[str, Any]) -> set[str]:
+    """In all repositories: an external id names one backup of the whole catalog."""
     known = fleet.load()
     found = retention.report(
         database,
         fleet=known,
         now=datetime.now(UTC),
         defined=_defined(known),
-        vm_uuid=work["vm_uuid"],
+        vm_uuid=vm_uuid,
         rules=_rules(params),
     )
-    return {
-        external_id
-        for doomed in found.chains
-        if doomed.repository == chain["repository"]
-        for external_id, _ in doomed.plan.delete
-    }
+    return {external_id for doomed in found.chains for external_id, _ in doomed.plan.delete}
 
 
 def _drop_bitmap(database: Database, *, work: Payload, holder: str) -> None:
@@ -286,12 +282,4 @@ def measure_capacity(*, repository: str, dry_run: bool) -> Payload:
     log.info("%s: %.0f %% used, growth %s bytes a day", repository, expected.used_percent, expected.growth_per_day)
     if warning is not None:
         raise RepositoryFilling(repository=repository, why=warning)
-    return {
-        "repository": repository,
-        "total": sample.total,
-        "used": sample.used,
-        "free": sample.free,
-        "backups": sample.backups,
-        "growth_per_day": expected.growth_per_day,
-        "full_in_days": expected.full_in_days,
-    }
+    return {"repository": repository, **expected.facts()}

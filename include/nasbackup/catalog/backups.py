@@ -13,6 +13,7 @@ from nasbackup.catalog.rows import decision_columns, insert_volumes, with_volume
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
+# Columns of later migrations are named as well: an older catalog then says that it is one (CatalogOutdated).
 _SELECT = """
     SELECT b.*, b.begun, b.pinned_at, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
       FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)

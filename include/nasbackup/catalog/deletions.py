@@ -6,13 +6,16 @@ go, and its row is closed (CloudStack PR #13074, "delete-pending"). All of it un
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from nasbackup.catalog.backups import get, select_where
 from nasbackup.catalog.database import Cursor
-from nasbackup.errors import BackupNotDeletable, BackupNotKept
+from nasbackup.errors import BackupNotDeletable, BackupNotFound, BackupNotKept
 from nasbackup.model import Backup, BackupStatus
+
+_STATE = "SELECT external_id, status, pinned_at, cleaned_at FROM backup WHERE backup_id = %s"
 
 
 def mark(cursor: Cursor, *, backup_id: int) -> BackupStatus:
@@ -21,13 +24,15 @@ def mark(cursor: Cursor, *, backup_id: int) -> BackupStatus:
     When it owns the active checkpoint, that becomes null: the VM's next backup is a full. Raises BackupNotDeletable
     for one that is being made, is not cleaned up yet, or is pinned.
     """
-    cursor.execute("SELECT 1 FROM backup WHERE backup_id = %s FOR UPDATE", (backup_id,))
-    backup = get(cursor, backup_id=backup_id)
-    if backup.status is BackupStatus.DELETING:
-        return backup.status  # an earlier try got that far, and there is no way back
-    refused = refusal(cursor, backup_id=backup_id)
+    cursor.execute(_STATE + " FOR UPDATE", (backup_id,))
+    row = cursor.fetchone()
+    if row is None:
+        raise BackupNotFound(backup=backup_id)
+    if row["status"] == BackupStatus.DELETING:
+        return BackupStatus.DELETING  # an earlier try got that far, and there is no way back
+    refused = _refusal(row)
     if refused is not None:
-        raise BackupNotDeletable(backup=backup.external_id, why=refused)
+        raise BackupNotDeletable(backup=row["external_id"], why=refused)
     status = BackupStatus.DELETE_PENDING if kept_by(cursor, backup_id=backup_id) else BackupStatus.DELETING
     cursor.execute("UPDATE backup SET status = %s WHERE backup_id = %s", (status, backup_id))
     cursor.execute(
@@ -40,10 +45,12 @@ def mark(cursor: Cursor, *, backup_id: int) -> BackupStatus:
 
 def refusal(cursor: Cursor, *, backup_id: int) -> str | None:
     """Why it cannot be deleted now, and what to do; None when it can."""
-    cursor.execute("SELECT status, pinned_at, cleaned_at FROM backup WHERE backup_id = %s", (backup_id,))
+    cursor.execute(_STATE, (backup_id,))
     row = cursor.fetchone()
-    if row is None:
-        return None
+    return None if row is None else _refusal(row)
+
+
+def _refusal(row: Mapping[str, Any]) -> str | None:
     if row["status"] == BackupStatus.BACKING_UP:
         return "it is being made. End its run first; nas_reconcile ends those that died"
     if row["status"] == BackupStatus.FAILED and row["cleaned_at"] is None:

@@ -178,16 +178,7 @@ def show_capacity(found: Mapping[str, Forecast], *, thresholds: Thresholds, as_j
 
 
 def capacity_document(name: str, forecast: Forecast, *, thresholds: Thresholds) -> dict[str, Any]:
-    return {
-        "repository": name,
-        "total": forecast.now.total,
-        "used": forecast.now.used,
-        "free": forecast.now.free,
-        "backups": forecast.now.backups,
-        "growth_per_day": forecast.growth_per_day,
-        "full_in_days": forecast.full_in_days,
-        "warning": forecast.warning(thresholds),
-    }
+    return {"repository": name, **forecast.facts(), "warning": forecast.warning(thresholds)}
 
 
 def _say(text: str) -> None:

@@ -50,6 +50,17 @@ class Forecast:
     def used_percent(self) -> float:
         return 100 * self.now.used / self.now.total if self.now.total else 100.0
 
+    def facts(self) -> dict[str, float | None]:
+        """As results and JSON show it; bytes, bytes a day, days."""
+        return {
+            "total": self.now.total,
+            "used": self.now.used,
+            "free": self.now.free,
+            "backups": self.now.backups,
+            "growth_per_day": self.growth_per_day,
+            "full_in_days": self.full_in_days,
+        }
+
     def warning(self, thresholds: Thresholds) -> str | None:
         """Why somebody should make room, as a part of a sentence."""
         reasons = []

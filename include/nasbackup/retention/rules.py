@@ -92,7 +92,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Unprotected:
-    """Backups of VMs that no policy matches, or that their host does not define any more."""
+    """Backups of VMs that no policy matches, or that no host of the fleet defines any more."""
 
     keep_orphaned: Span | None = None
     """How long after nas_retention first saw it so; None: until somebody decides, and said in every report."""

@@ -53,9 +53,13 @@ class Deletion:
 def leaf_first(wanted: Sequence[Backup]) -> list[list[Backup]]:
     """A group per VM and repository, each in the order in which none is delete-pending that goes anyway."""
     groups: dict[tuple[str, str], list[Backup]] = {}
-    for backup in sorted(wanted, key=lambda backup: (backup.chain_position, backup.backup_id), reverse=True):
+    for backup in _children_first(wanted):
         groups.setdefault((backup.vm_uuid, backup.repository), []).append(backup)
     return list(groups.values())
+
+
+def _children_first(wanted: Sequence[Backup]) -> list[Backup]:
+    return sorted(wanted, key=lambda backup: (backup.chain_position, backup.backup_id), reverse=True)
 
 
 def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[Deletion]:
@@ -177,7 +181,7 @@ class Preview:
 def preview(cursor: Cursor, *, wanted: Sequence[Backup]) -> list[Preview]:
     """What delete(B) of each of these would do now, leaf first; nothing is changed."""
     found: dict[str, Preview] = {}
-    for backup in sorted(wanted, key=lambda backup: (backup.chain_position, backup.backup_id), reverse=True):
+    for backup in _children_first(wanted):
         refused = deletions.refusal(cursor, backup_id=backup.backup_id)
         kept_by = tuple(
             child
