@@ -96,8 +96,9 @@ def test_pure_decisions_know_no_outside_world(file: Path) -> None:
 
 
 def test_model_and_errors_are_the_innermost() -> None:
-    for module in ("model", "errors"):
-        assert not reaches(imports(PACKAGE / f"{module}.py"), "nasbackup")
+    assert not reaches(imports(PACKAGE / "model.py"), "nasbackup")
+    for file in within("errors"):
+        assert reaches(imports(file), "nasbackup") == reaches(imports(file), "nasbackup.errors"), file
 
 
 def test_only_the_airflow_package_the_dags_and_the_plugins_know_airflow() -> None:

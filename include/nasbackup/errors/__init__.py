@@ -1,0 +1,118 @@
+"""The one error tree.
+
+Each class is a sentence with named gaps: the data stays on the exception (``error.data``) for callers that
+decide, the sentence is what an operator reads and ends with what to do next. ``retryable`` says whether the
+same attempt, made again later with nothing else changed, can succeed: Airflow's retries follow it.
+"""
+
+from __future__ import annotations
+
+from nasbackup.errors.base import (
+    NasBackupError,
+)
+from nasbackup.errors.catalog import (
+    CatalogAddressInvalid,
+    CatalogConflict,
+    CatalogError,
+    CatalogOutdated,
+    CatalogUnreachable,
+)
+from nasbackup.errors.hypervisor import (
+    ForeignJob,
+    GuestNotFrozen,
+    HostNotReady,
+    HostUnreachable,
+    HypervisorError,
+    JobLost,
+    VmStarted,
+)
+from nasbackup.errors.nas import (
+    ManifestInvalid,
+    NasError,
+    NasIo,
+    NotARepository,
+    RepositoryFilling,
+    RepositoryFull,
+)
+from nasbackup.errors.request import (
+    BackupNotDeletable,
+    BackupNotFound,
+    BackupNotKept,
+    BackupNotRestorable,
+    ConnectionInvalid,
+    FleetInvalid,
+    NothingToBackUp,
+    ParamInvalid,
+    RequestError,
+    SettingInvalid,
+    TargetExists,
+    UnknownHost,
+    UnknownParam,
+    UnknownPolicy,
+    UnknownRepository,
+    UnknownVm,
+    UnknownVolume,
+)
+from nasbackup.errors.transfer import (
+    ReadFailed,
+    TargetFull,
+    ToolFailed,
+    TransferError,
+    VerifyFailed,
+    WriteFailed,
+)
+from nasbackup.errors.writer import (
+    AttemptSuperseded,
+    BackupNotOpen,
+    LeaseLost,
+    VmBusy,
+)
+
+__all__ = [
+    "AttemptSuperseded",
+    "BackupNotDeletable",
+    "BackupNotFound",
+    "BackupNotKept",
+    "BackupNotOpen",
+    "BackupNotRestorable",
+    "CatalogAddressInvalid",
+    "CatalogConflict",
+    "CatalogError",
+    "CatalogOutdated",
+    "CatalogUnreachable",
+    "ConnectionInvalid",
+    "FleetInvalid",
+    "ForeignJob",
+    "GuestNotFrozen",
+    "HostNotReady",
+    "HostUnreachable",
+    "HypervisorError",
+    "JobLost",
+    "LeaseLost",
+    "ManifestInvalid",
+    "NasBackupError",
+    "NasError",
+    "NasIo",
+    "NotARepository",
+    "NothingToBackUp",
+    "ParamInvalid",
+    "ReadFailed",
+    "RepositoryFilling",
+    "RepositoryFull",
+    "RequestError",
+    "SettingInvalid",
+    "TargetExists",
+    "TargetFull",
+    "ToolFailed",
+    "TransferError",
+    "UnknownHost",
+    "UnknownParam",
+    "UnknownPolicy",
+    "UnknownRepository",
+    "UnknownVm",
+    "UnknownVolume",
+    "VerifyFailed",
+    "VmBusy",
+    "VmStarted",
+    "WriteFailed",
+]
