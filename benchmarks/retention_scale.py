@@ -22,10 +22,10 @@ from typing import Any
 from unittest.mock import patch
 
 from nasbackup.catalog import Database, backups, repositories
-from nasbackup.fleet import Fleet, Zone
+from nasbackup.fleet import Fleet, Policy, Selector, Zone
 from nasbackup.model import Backup, BackupType, Host, Repository, RepositoryType, Vm, VmState, Volume
 from nasbackup.nas import repository as nas_repository
-from nasbackup.retention.rules import Policy, RetentionRules
+from nasbackup.retention.rules import RetentionRules
 from nasbackup.settings import Settings
 from nasbackup.steps import BackupRequest, Site, decide_chain, retention
 from nasbackup.steps.delete import delete
@@ -119,7 +119,7 @@ def _report(database: Database, rules: RetentionRules) -> dict[str, float]:
 def _measure_report(parameters: dict[str, Any], rules: RetentionRules) -> dict[str, float]:
     fleet = Fleet(
         zones=(Zone(name="default", hosts=("kvm_one",), repositories=("nas_scale",)),),
-        policies=(Policy(name="all", vms=("*",), timezone="Europe/Berlin", retention=rules),),
+        policies=(Policy(name="all", selector=Selector(vms=("*",)), timezone="Europe/Berlin", retention=rules),),
     )
     started = time.perf_counter()
     found = retention.report(Database(parameters=parameters), fleet=fleet, now=NOW)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
-PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention")
+PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention", "sla")
 OUTSIDE = {"airflow", "libvirt", "libvirt_qemu", "psycopg2", "nbd", "subprocess", "socket"}
 LONGEST = 300
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nasbackup.errors import FleetInvalid, ParamInvalid, UnknownHost, UnknownPolicy
-from nasbackup.fleet import DEFAULT_PATH, ENVIRONMENT, Fleet, Zone, load, path, retention_rules
+from nasbackup.fleet import DEFAULT_PATH, ENVIRONMENT, Fleet, Policy, Rpo, Selector, Zone, load, path, retention_rules
+from nasbackup.fleet.blackout import Blackout, open_at
+from nasbackup.fleet.units import rate, words
+from nasbackup.model import Quiesce
 from nasbackup.retention.capacity import Thresholds
-from nasbackup.retention.rules import Guard, Policy, RetentionRules, Span, Unprotected
+from nasbackup.retention.rules import Guard, RetentionRules, Span, Unprotected
+from nasbackup.sla.channels import Channel, ChannelType
+from nasbackup.sla.findings import Severity
 
 GOOD = """
 zones:
@@ -139,12 +146,47 @@ BAD = {
     **{
         f"a policy with {words}": (GOOD + f"policies: {{all: {policy}}}\n", f"policies.all{field}", problem)
         for words, policy, field, problem in [
-            ("no vms", "{zones: [east]}", "", "'vms' is a required property"),
+            ("no VMs", "{zones: [east]}", "", "it says nothing about which VMs it is for: add vms, titles or metadata"),
             ("vms empty", "{vms: []}", ".vms", "should be non-empty"),
             ("vms a word", "{vms: '*'}", ".vms", "is not of type 'array'"),
             ("an empty glob", "{vms: ['']}", ".vms[0]", "should be non-empty"),
             ("an unknown key", "{vms: ['*'], keep_daily: 7}", "", "'keep_daily' was unexpected"),
-            ("an unknown zone", "{vms: ['*'], zones: [east, north]}", ".zones", "there is no zone 'north'"),
+            ("an unknown zone", "{vms: ['*'], zones: [east, north]}", ".zones[1]", "there is no zone 'north'"),
+            (
+                "an unknown repository",
+                "{vms: ['*'], repository: nas_old}",
+                ".repository",
+                "there are: nas_main, nas.spare",
+            ),
+            ("no glob of a title", "{titles: ['']}", ".titles[0]", "should be non-empty"),
+            (
+                "metadata of numbers",
+                "{metadata: {'http://example.org/tier': 1}}",
+                ".metadata.http://example.org/tier",
+                "1 is not",
+            ),
+            ("a schedule of words", "{vms: ['*'], schedule: nightly}", ".schedule", "'nightly' is no cron expression"),
+            ("seconds in its schedule", "{vms: ['*'], schedule: '0 0 22 * * *'}", ".schedule", "is no cron expression"),
+            ("an hour too late", "{vms: ['*'], schedule: ['0 1 * * *', '0 24 * * *']}", ".schedule[1]", "no cron"),
+            ("a number for a schedule", "{vms: ['*'], schedule: 22}", ".schedule", "22 does not match: write it like"),
+            ("a blackout of words", "{vms: ['*'], blackout: [office hours]}", ".blackout[0]", "is no window such as"),
+            ("a day that is none", "{vms: ['*'], blackout: ['Mon-Fry 08:00-18:00']}", ".blackout[0]", "is no window"),
+            ("an empty blackout", "{vms: ['*'], blackout: ['08:00-08:00']}", ".blackout[0]", "ends when it begins"),
+            ("no time left", "{vms: ['*'], blackout: ['00:00-12:00', '12:00-24:00']}", ".blackout", "leave no time"),
+            ("an RPO without a unit", "{vms: ['*'], rpo: 26}", ".rpo", "26 does not match: write it like 26 hours or"),
+            ("an RPO in short", "{vms: ['*'], rpo: 26h}", ".rpo", "'26h' does not match: write it like"),
+            ("half an RPO", "{vms: ['*'], rpo: {warn_after: 1 day}}", ".rpo", "'error_after' is a required property"),
+            (
+                "a late warning",
+                "{vms: ['*'], rpo: {warn_after: 2 days, error_after: 26 hours}}",
+                ".rpo.warn_after",
+                "longer than error_after",
+            ),
+            ("more than always", "{vms: ['*'], slo: 100.1}", ".slo", "100.1 is greater than the maximum of 100"),
+            ("no deadline at all", "{vms: ['*'], deadline: 0 hours}", ".deadline", "does not match: write it like"),
+            ("a maybe for quiesce", "{vms: ['*'], quiesce: maybe}", ".quiesce", "'maybe' is not one of"),
+            ("a drill without a time", "{vms: ['*'], drill: {}}", ".drill", "'every' is a required property"),
+            ("an unknown cadence", "{vms: ['*'], verify: {every: month}}", ".verify.every", "'month' does not match"),
             ("zones empty", "{vms: ['*'], zones: []}", ".zones", "should be non-empty"),
             ("an unknown time zone", "{vms: ['*'], timezone: Europe/Bonn}", ".timezone", "no time zone 'Europe/Bonn'"),
             ("half a time zone", "{vms: ['*'], timezone: Europe}", ".timezone", "there is no time zone 'Europe'"),
@@ -164,7 +206,7 @@ BAD = {
             ("a misspelt rule", "{keep_dayly: 7}", "", "'keep_dayly' was unexpected"),
             ("a negative count", "{keep_weekly: -1}", ".keep_weekly", "-1 is less than the minimum of 0"),
             ("a word for a count", "{keep_last: all}", ".keep_last", "'all' is not of type 'integer'"),
-            ("a yes for a count", "{keep_last: yes}", ".keep_last", "True is not of type 'integer'"),
+            ("a yes for a count", "{keep_last: yes}", ".keep_last", "'yes' is not of type 'integer'"),
             ("half a count", "{keep_hourly: 1.5}", ".keep_hourly", "1.5 is not of type 'integer'"),
             ("too high a count", "{keep_yearly: 100001}", ".keep_yearly", "greater than the maximum"),
             ("no full at all", "{minimum_fulls: 0}", ".minimum_fulls", "less than the minimum of 1"),
@@ -181,6 +223,56 @@ BAD = {
     "more than all": (GOOD + "retention: {at_most: {percent: 101}}", "retention.at_most.percent", "greater than"),
     "fewer than none": (GOOD + "retention: {at_most: {backups: -1}}", "retention.at_most.backups", "less than"),
     "a number for at_most": (GOOD + "retention: {at_most: 200}", "retention.at_most", "is not of type 'object'"),
+    **{
+        f"a channel with {words}": (
+            GOOD + f"policies: {{gold: {{vms: ['*']}}}}\nalerts: {{channels: {{ops: {channel}}}}}\n",
+            f"alerts.channels.ops{field}",
+            problem,
+        )
+        for words, channel, field, problem in [
+            ("no type", "{connection: smtp_ops}", "", "'type' is a required property"),
+            ("an unknown type", "{type: fax, connection: fax}", ".type", "'fax' is not one of"),
+            ("no connection", "{type: webhook}", "", "'connection' is a required property"),
+            ("nobody to tell", "{type: smtp, connection: smtp_ops}", "", "'to' is a required property"),
+            (
+                "no address",
+                "{type: smtp, connection: smtp_ops, to: [ops]}",
+                ".to[0]",
+                "'ops' does not match: write it like",
+            ),
+            ("two addresses in one", '{type: smtp, connection: s, to: ["a@b.c, d@e.f"]}', ".to[0]", "does not match"),
+            ("a field of another type", "{type: apprise, connection: a, to: [a@b.c]}", "", "'to' was unexpected"),
+            (
+                "a whole address",
+                "{type: webhook, connection: h, endpoint: 'http://a/b'}",
+                ".endpoint",
+                "does not match",
+            ),
+            (
+                "an unknown severity",
+                "{type: apprise, connection: a, severity: info}",
+                ".severity",
+                "'info' is not one of",
+            ),
+            (
+                "an unknown zone",
+                "{type: apprise, connection: a, zones: [north]}",
+                ".zones[0]",
+                "there is no zone 'north'",
+            ),
+            (
+                "an unknown policy",
+                "{type: apprise, connection: a, policies: [b]}",
+                ".policies[0]",
+                "there is no policy 'b'",
+            ),
+        ]
+    },
+    "no slot on a host": (
+        "zones: {east: {hosts: [k], repositories: [n], host_slots: 0}}",
+        "zones.east.host_slots",
+        "0 is less than the minimum of 1",
+    ),
     "a warning at nothing": (GOOD + "capacity: {warn_percent: 0}", "capacity.warn_percent", "less than the minimum"),
     "a warning in the past": (GOOD + "capacity: {warn_days: -1}", "capacity.warn_days", "less than the minimum"),
     "an unknown warning": (GOOD + "capacity: {warn_gib: 9}", "capacity", "'warn_gib' was unexpected"),
@@ -195,9 +287,12 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, text: str | bytes,
     assert refused.value.data["file"] == file
     assert problem in refused.value.data["problem"]
     assert refused.value.data["problem"]
-    if field:
+    if field.startswith("line "):
+        assert refused.value.data["line"] == int(field.removeprefix("line "))
+    elif field:
         assert refused.value.data["field"] == field
-    assert str(refused.value).startswith(f"{file}: {refused.value.data['field']}: ")
+    place = str(file) if refused.value.data["line"] is None else f"{file}, line {refused.value.data['line']}"
+    assert str(refused.value).startswith(f"{place}: {refused.value.data['field']}: ")
     assert "\n" not in str(refused.value)
 
 
@@ -225,8 +320,7 @@ def test_policies_are_read_in_their_order(tmp_path: Path) -> None:
     assert [policy.name for policy in fleet.policies] == ["databases", "numbered", "standard"]
     assert fleet.policy("databases") == Policy(
         name="databases",
-        vms=("db-*", "i-2-7-VM"),
-        zones=("east",),
+        selector=Selector(vms=("db-*", "i-2-7-VM"), zones=("east",)),
         timezone="Europe/Berlin",
         retention=RetentionRules(
             keep_last=3, keep_daily=7, recovery_window=Span(count=14, unit="days"), minimum_fulls=2, max_backups=90
@@ -239,7 +333,7 @@ def test_policies_are_read_in_their_order(tmp_path: Path) -> None:
 
 def test_a_policy_promises_to_keep_everything_unless_told_otherwise(tmp_path: Path) -> None:
     policy = load(written(tmp_path, POLICIES)).policy("numbered")
-    assert (policy.zones, policy.timezone) == ((), "UTC")
+    assert (policy.selector.zones, policy.timezone) == ((), "UTC")
     assert policy.retention == RetentionRules()
     assert policy.retention.keeps_everything
 
@@ -400,3 +494,148 @@ def test_the_guard_is_as_strict_as_it_was_told() -> None:
     assert Guard(backups=0).objection(removals=1, restorable=9)
     assert Guard(percent=0).objection(removals=10, restorable=100_000)
     assert Guard(percent=100).objection(removals=200, restorable=200) is None
+
+
+# --- where it is wrong, and what else a policy promises ---------------------------------------------------------------
+
+PROMISE = """
+zones:
+  east: {hosts: [kvm_one], repositories: [nas_main, nas_spare], host_slots: 3}
+policies:
+  gold:
+    titles: ["Database *"]
+    metadata: {"http://example.org/tier": "gold*"}
+    timezone: Europe/Berlin
+    schedule: ["0 1 * * *", "0 13 * * 1-5"]
+    blackout: ["Mon-Fri 08:00-12:00"]
+    repository: nas_spare
+    rpo: {warn_after: 14 hours, error_after: 26 hours}
+    slo: 99.9
+    deadline: 4 hours
+    quiesce: off
+    verify: {every: 30 days}
+    drill: {every: 12 weeks}
+  silver: {vms: ["*"], rpo: 2 days}
+alerts:
+  channels:
+    ops: {type: smtp, connection: smtp_ops, to: [ops@example.org], severity: critical, policies: [gold]}
+    chat: {type: apprise, connection: chat}
+"""
+
+
+def test_what_a_policy_promises(tmp_path: Path) -> None:
+    fleet = load(written(tmp_path, PROMISE))
+    gold, silver = fleet.policies
+    assert gold == Policy(
+        name="gold",
+        selector=Selector(titles=("Database *",), metadata={"http://example.org/tier": "gold*"}),
+        timezone="Europe/Berlin",
+        schedule=("0 1 * * *", "0 13 * * 1-5"),
+        blackout=(Blackout.parse("Mon-Fri 08:00-12:00"),),
+        repository="nas_spare",
+        rpo=Rpo(warn_after=timedelta(hours=14), error_after=timedelta(hours=26)),
+        slo=99.9,
+        deadline=timedelta(hours=4),
+        quiesce=Quiesce.OFF,
+        verify_every=timedelta(days=30),
+        drill_every=timedelta(weeks=12),
+    )
+    assert silver.rpo == Rpo(warn_after=timedelta(days=2), error_after=timedelta(days=2))
+    assert (fleet.zones[0].host_slots, fleet.zones[0].repository_slots) == (3, 8)
+    assert fleet.repository_of(gold, host="kvm_one") == "nas_spare"
+    assert fleet.repository_of(silver, host="kvm_one") == "nas_main"
+    ops, chat = fleet.channels
+    assert ops == Channel(
+        name="ops",
+        type=ChannelType.SMTP,
+        connection="smtp_ops",
+        to=("ops@example.org",),
+        severity=Severity.CRITICAL,
+        policies=("gold",),
+    )
+    assert ops.wants(severity=Severity.CRITICAL, zone="east", policy="gold")
+    assert not ops.wants(severity=Severity.WARNING, zone="east", policy="gold")
+    assert not ops.wants(severity=Severity.CRITICAL, zone="east", policy="silver")
+    assert chat.wants(severity=Severity.WARNING, zone=None, policy=None)
+
+
+@pytest.mark.parametrize(
+    ("title", "tier", "policy"),
+    [
+        ("Database 1", "gold", "gold"),
+        ("Database 1", "gold-plus", "gold"),
+        ("Database 1", "silver", "silver"),
+        ("Web", "gold", "silver"),  # both have to match
+        ("", "", "silver"),
+    ],
+)
+def test_title_and_metadata_choose_the_policy(tmp_path: Path, title: str, tier: str, policy: str) -> None:
+    fleet = load(written(tmp_path, PROMISE))
+    metadata = {"http://example.org/tier": tier} if tier else {}
+    found = fleet.policy_of(vm="i-2-1-VM", host="kvm_one", title=title, metadata=metadata)
+    assert found is not None
+    assert found.name == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (PROMISE.replace("deadline: 4 hours", "deadline: soon"), 14),
+        (PROMISE.replace('"0 13 * * 1-5"', "late"), 9),
+        (PROMISE.replace("to: [ops@example.org]", "to: [ops]"), 21),
+        (PROMISE.replace("silver: {vms: [", "silver: {vns: ["), 18),
+        (PROMISE.replace("hosts: [kvm_one]", "hosts: []"), 3),
+    ],
+)
+def test_the_line_is_named(tmp_path: Path, text: str, line: int) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(FleetInvalid) as refused:
+        load(file)
+    assert str(refused.value).startswith(f"{file}, line {line}: ")
+
+
+@pytest.mark.parametrize(
+    ("window", "moment", "opens"),
+    [
+        ("Mon-Fri 08:00-18:00", "2026-11-25T07:59", "2026-11-25T07:59"),
+        ("Mon-Fri 08:00-18:00", "2026-11-25T08:00", "2026-11-25T18:00"),
+        ("Mon-Fri 08:00-18:00", "2026-11-25T18:00", "2026-11-25T18:00"),
+        ("Mon-Fri 08:00-18:00", "2026-11-28T10:00", "2026-11-28T10:00"),  # a Saturday
+        ("22:00-02:00", "2026-11-25T23:00", "2026-11-26T02:00"),
+        ("22:00-02:00", "2026-11-26T01:59", "2026-11-26T02:00"),
+        ("Sun 22:00-02:00", "2026-11-30T01:00", "2026-11-30T02:00"),  # Monday morning is Sunday's
+        ("Sun 22:00-02:00", "2026-11-29T01:00", "2026-11-29T01:00"),
+        ("Sat,Sun 00:00-24:00", "2026-11-28T13:00", "2026-11-30T00:00"),
+        ("Fri-Mon 06:00-07:00", "2026-11-30T06:30", "2026-11-30T07:00"),
+        ("02:00-03:00", "2026-03-29T00:30", "2026-03-29T00:30"),  # the hour that does not exist
+        ("01:00-05:00", "2026-10-25T02:30", "2026-10-25T05:00"),  # the night with an hour more
+    ],
+)
+def test_nothing_is_begun_in_a_blackout(window: str, moment: str, opens: str) -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    begin = datetime.fromisoformat(moment).replace(tzinfo=berlin)
+    found = open_at([Blackout.parse(window)], begin.astimezone(UTC), timezone="Europe/Berlin")
+    assert found.timestamp() == datetime.fromisoformat(opens).replace(tzinfo=berlin).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        (timedelta(days=1, hours=2, minutes=3), "1 day 2 hours"),
+        (timedelta(days=2), "2 days"),
+        (timedelta(hours=26), "1 day 2 hours"),
+        (timedelta(minutes=40, seconds=12), "40 minutes"),
+        (timedelta(seconds=12), "12 seconds"),
+        (timedelta(0), "0 seconds"),
+        (timedelta(seconds=-5), "0 seconds"),
+        (timedelta(days=3, minutes=5), "3 days 5 minutes"),
+    ],
+)
+def test_lengths_of_time_are_said_as_people_do(span: timedelta, said: str) -> None:
+    assert words(span) == said
+
+
+def test_speeds() -> None:
+    assert rate("200 MiB/s") == 200 << 20
+    with pytest.raises(ValueError, match="is no speed such as"):
+        rate("200 MB/s")

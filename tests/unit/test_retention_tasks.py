@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from nasbackup.airflow.retention_tasks import _per_vm
 from nasbackup.catalog.restore_points import KnownVm
-from nasbackup.fleet import Fleet, Zone
-from nasbackup.retention.rules import Policy
+from nasbackup.fleet import Fleet, Policy, Selector, Zone
 from nasbackup.steps.retention import Defined, _protection
 
 VM = KnownVm(vm_id=1, vm="i-2-1-VM", vm_uuid="uuid-1", host="kvm_one", unprotected_since=None)
 FLEET = Fleet(
     zones=(Zone(name="default", hosts=("kvm_one", "kvm_two"), repositories=("nas",)),),
-    policies=(Policy(name="standard", vms=("i-2-*",)),),
+    policies=(Policy(name="standard", selector=Selector(vms=("i-2-*",))),),
 )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
@@ -30,10 +30,12 @@ class KnownVm:
     vm_uuid: str
     host: str
     unprotected_since: datetime | None
+    title: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def known_vms(cursor: Cursor) -> list[KnownVm]:
-    cursor.execute("SELECT vm_id, name, uuid, host, unprotected_since FROM vm ORDER BY vm_id")
+    cursor.execute("SELECT vm_id, name, uuid, host, unprotected_since, title, metadata FROM vm ORDER BY vm_id")
     return [
         KnownVm(
             vm_id=row["vm_id"],
@@ -41,6 +43,8 @@ def known_vms(cursor: Cursor) -> list[KnownVm]:
             vm_uuid=str(row["uuid"]),
             host=row["host"],
             unprotected_since=row["unprotected_since"],
+            title=row["title"],
+            metadata=row["metadata"],
         )
         for row in cursor.fetchall()
     ]

@@ -12,7 +12,7 @@ from nasbackup.catalog import Database, backups, capacity, deletions, repositori
 from nasbackup.cli import retention_output as output
 from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.retention.capacity import forecast
-from nasbackup.retention.rules import Policy, RetentionRules
+from nasbackup.retention.rules import RetentionRules
 from nasbackup.retention.simulate import simulate as run_simulation
 from nasbackup.steps.delete import Deletion, delete, finish, leaf_first, preview
 from nasbackup.steps.measure import measure
@@ -161,10 +161,10 @@ def simulate(
     output.show_simulation(snapshots, rules=chosen.retention, days=days, as_json=as_json)
 
 
-def _policy(words: str, *, fleet_file: Path | None) -> Policy:
+def _policy(words: str, *, fleet_file: Path | None) -> fleet.Policy:
     if "=" not in words:
         return fleet.load(fleet_file).policy(words)
-    return Policy(name="rules", vms=("*",), retention=parse_rules(words))
+    return fleet.Policy(name="rules", selector=fleet.Selector(), retention=parse_rules(words))
 
 
 def parse_rules(words: str) -> RetentionRules:

@@ -14,7 +14,7 @@ class SettingInvalid(RequestError):
 
 
 class FleetInvalid(RequestError):
-    template = "{file}: {field}: {problem}"
+    template = "{place}: {field}: {problem}"
 
 
 class UnknownParam(RequestError):

@@ -78,19 +78,6 @@ class RetentionRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What was promised for the VMs that it matches: the first policy of fleet.yaml that does is the VM's."""
-
-    name: str
-    vms: tuple[str, ...]
-    """Globs of instance names."""
-    zones: tuple[str, ...] = ()
-    """Empty: every zone."""
-    timezone: str = "UTC"
-    retention: RetentionRules = RetentionRules()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Unprotected:
     """Backups of VMs that no policy matches, or that no host of the fleet defines any more."""
 

@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 
 from nasbackup.catalog import Database, restore_points
 from nasbackup.catalog.restore_points import Holding, KnownVm
-from nasbackup.fleet import Fleet
+from nasbackup.fleet import Fleet, Policy, Selector
 from nasbackup.model import BackupStatus
 from nasbackup.retention.plan import ChainPlan, chain_plans
-from nasbackup.retention.rules import Policy, RetentionRules
+from nasbackup.retention.rules import RetentionRules
 from nasbackup.retention.verdicts import Verdict, judge, judge_unprotected
 
 Defined = Mapping[str, frozenset[str] | None]
@@ -98,7 +98,9 @@ def report(
         for holding in restore_points.holdings(cursor, vms=chosen):
             policy, why = protection[holding.vm_uuid]
             if rules is not None:
-                policy = Policy(name="this run's rules", vms=(), retention=rules, timezone=_timezone(policy))
+                policy = Policy(
+                    name="this run's rules", selector=Selector(), retention=rules, timezone=_timezone(policy)
+                )
             name, verdicts = _judge(holding, policy=policy, why=why, fleet=fleet, result=result)
             if holding.vm_uuid not in seen:
                 seen.add(holding.vm_uuid)
@@ -146,7 +148,7 @@ def _protection(vm: KnownVm, *, fleet: Fleet, defined: Defined) -> tuple[Policy 
     everywhere = list(defined.values())
     if everywhere and all(uuids is not None and vm.vm_uuid not in uuids for uuids in everywhere):
         return None, "no host of the fleet defines it any more"
-    policy = fleet.policy_of(vm=vm.vm, host=vm.host)
+    policy = fleet.policy_of(vm=vm.vm, host=vm.host, title=vm.title, metadata=vm.metadata)
     return policy, "" if policy is not None else "no policy of fleet.yaml matches it"
 
 

@@ -1,0 +1,38 @@
+"""Lengths of time and speeds as an operator writes them."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_DURATION = re.compile(r"([1-9][0-9]{0,4}) (minute|hour|day|week)s?", re.ASCII)
+_RATE = re.compile(r"([1-9][0-9]{0,5}) (KiB|MiB|GiB)/s", re.ASCII)
+
+
+def duration(text: str) -> timedelta:
+    """From ``90 minutes``, ``26 hours``, ``2 days``, ``1 week``. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time such as '90 minutes', '26 hours' or '2 days'")
+    return timedelta(**{f"{match[2]}s": int(match[1])})
+
+
+def rate(text: str) -> int:
+    """Bytes a second, from ``200 MiB/s``. Raises ValueError."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no speed such as '200 MiB/s'")
+    return int(match[1]) << {"KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
+
+
+def words(span: timedelta) -> str:
+    """As people say it, in the two largest units that count: ``1 day 2 hours``, ``40 minutes``, ``12 seconds``."""
+    left = max(0, int(span.total_seconds()))
+    parts = []
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {unit}{'s' if count != 1 else ''}")
+        if len(parts) == 2 or (parts and unit == "minute"):
+            break
+    return " ".join(parts) or "0 seconds"
