@@ -148,6 +148,18 @@ class Vm:
     skipped: tuple[SkippedDisk, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeenVm:
+    """A libvirt domain as a policy sees it. ``metadata``: namespace URI -> text of the domain's element of it."""
+
+    name: str
+    uuid: str
+    host: str
+    state: VmState
+    title: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 # --- decisions ------------------------------------------------------------------------------------------------
 
 

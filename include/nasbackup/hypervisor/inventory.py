@@ -6,7 +6,7 @@ import libvirt
 
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
-from nasbackup.model import Consistency, SkippedDisk, Vm, VmState, Volume
+from nasbackup.model import Consistency, SeenVm, SkippedDisk, Vm, VmState, Volume
 
 _STOPPED = frozenset({libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_NOSTATE})
 
@@ -23,6 +23,32 @@ def domain_definition(hypervisor: Hypervisor, *, name: str) -> str:
     domain = hypervisor.domain(name=name)
     with hypervisor.doing(f"reading the definition of VM {name}"):
         return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def seen_vms(hypervisor: Hypervisor) -> list[SeenVm]:
+    """All domains of the host, by name. Raises HypervisorError."""
+    with hypervisor.doing("listing VMs"):
+        domains = hypervisor.connection.listAllDomains()
+        found = []
+        for domain in domains:
+            try:
+                description = xml.parse_description(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+                state = state_of(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # undefined since the list was made
+                    continue
+                raise
+            found.append(
+                SeenVm(
+                    name=domain.name(),
+                    uuid=domain.UUIDString(),
+                    host=hypervisor.host.name,
+                    state=state,
+                    title=description.title,
+                    metadata=description.metadata,
+                )
+            )
+    return sorted(found, key=lambda vm: vm.name)
 
 
 def state_of(domain: libvirt.virDomain) -> VmState:

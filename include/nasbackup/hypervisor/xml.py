@@ -6,7 +6,7 @@ Formats: https://libvirt.org/formatdomain.html, formatbackup.html and formatchec
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -31,6 +31,23 @@ class BackupDisk:
     scratch: str
     incremental: str | None
     has_bitmap: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a domain is called. ``metadata``: namespace URI -> all text below its element in ``<metadata>``."""
+
+    title: str
+    metadata: Mapping[str, str]
+
+
+def parse_description(domain_xml: str) -> Description:
+    root = ET.fromstring(domain_xml)
+    metadata = {}
+    for element in root.iterfind("./metadata/*"):
+        if element.tag.startswith("{"):
+            metadata[element.tag[1:].partition("}")[0]] = " ".join("".join(element.itertext()).split())
+    return Description(title=" ".join(root.findtext("./title", "").split()), metadata=metadata)
 
 
 def parse_disks(domain_xml: str) -> list[DiskElement]:

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     NOT_DRILLED = "not_drilled"
     DRILL_FAILED = "drill_failed"
     FAILING = "failing"  # the last backups failed, one after the other
+    OVERDUE = "overdue"  # a backup that is being made takes longer than the policy's deadline
     CHANGE_SPIKE = "change_spike"  # far more changed than it ever does: mass rewriting
     NO_CHANGE = "no_change"  # nothing changed where something always did: the guest no longer writes
     VOLUMES_CHANGED = "volumes_changed"  # came, went, grew

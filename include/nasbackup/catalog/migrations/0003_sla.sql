@@ -88,3 +88,6 @@ CREATE TABLE alert_delivery (
     error           text
 );
 CREATE INDEX alert_delivery_open ON alert_delivery (channel, delivery_id) WHERE delivered_at IS NULL;
+
+-- The last few backups of a VM, wherever they went.
+CREATE INDEX backup_recent ON backup (vm_id, begun DESC);
