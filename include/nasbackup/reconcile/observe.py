@@ -25,6 +25,7 @@ def observe(site: Site, *, holder: str = "") -> View:
         in_use = {uuid: vms.checkpoints_in_use(cursor, vm_uuid=uuid) for uuid in known}
         rows = overview.backups_in(cursor, repository=site.repository.name)
         clean = overview.cleaned(cursor)
+        read = overview.being_read(cursor)
     with connect(site.host) as hypervisor:
         machines = tuple(
             _vm(
@@ -40,7 +41,7 @@ def observe(site: Site, *, holder: str = "") -> View:
         )
     with doing(site.repository, "listing backups"):
         nas = _nas(root)
-    return View(vms=machines, nas=nas, backups=tuple(rows), clean=clean, socket_dir=site.host.socket_dir)
+    return View(vms=machines, nas=nas, backups=tuple(rows), clean=clean, socket_dir=site.host.socket_dir, read=read)
 
 
 def _vm(

@@ -66,6 +66,8 @@ class View:
     clean: frozenset[int]
     """Numbers of failed backups of which nothing is left."""
     socket_dir: str
+    read: frozenset[int] = frozenset()
+    """Numbers of the backups that somebody reads just now: they are kept as by a child."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,8 @@ def _is_unfinished(backup: Backup, *, view: View) -> bool:
 def _can_fall(backup: Backup, *, view: View) -> bool:
     if backup.status is BackupStatus.DELETING:
         return True
+    if backup.backup_id in view.read:
+        return False
     children = (child for child in view.backups if child.parent_id == backup.backup_id)
     return backup.status is BackupStatus.DELETE_PENDING and all(child.backup_id in view.clean for child in children)
 
