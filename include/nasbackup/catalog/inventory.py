@@ -26,7 +26,7 @@ def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetim
                SET name = EXCLUDED.name, host = EXCLUDED.host, title = EXCLUDED.title, metadata = EXCLUDED.metadata,
                    state = EXCLUDED.state, seen_at = EXCLUDED.seen_at, defined = true
              WHERE vm.host = EXCLUDED.host OR EXCLUDED.state <> 'stopped' OR NOT vm.defined
-                OR vm.seen_at IS NULL OR vm.state IS NULL OR vm.state = 'stopped'
+                OR vm.seen_at IS NULL
             """,
             [
                 (vm.uuid, vm.name, vm.host, vm.title, Json(dict(vm.metadata)), vm.state.value, now, now)

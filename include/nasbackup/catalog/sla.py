@@ -72,7 +72,11 @@ def facts(cursor: Cursor, *, hosts: Sequence[str], with_layers: bool = True) -> 
     ``with_layers``: also when the layers below the newest backup were read back, which costs a walk of each chain.
     """
     values = {"hosts": list(hosts), "recent": RECENT, "layers": with_layers}
-    with cursor.connection.cursor(name="recent_backups") as recents, cursor.connection.cursor(name="vms") as vms:
+    connection = cursor.connection
+    with (
+        connection.cursor(name="recent_backups", cursor_factory=Cursor) as recents,
+        connection.cursor(name="vms", cursor_factory=Cursor) as vms,
+    ):
         recents.itersize, vms.itersize = 5_000, 1_000
         recents.execute(_RECENT, values)
         vms.execute(_FACTS, values)
@@ -83,7 +87,7 @@ def facts(cursor: Cursor, *, hosts: Sequence[str], with_layers: bool = True) -> 
             if ahead is not None and ahead[0] == row["vm_id"]:
                 recent = tuple(_recent(backup) for backup in ahead[1])
                 ahead = next(groups, None)
-            yield VmFacts(**{**row, "recent": recent})
+            yield VmFacts(**row, recent=recent)
 
 
 def replace_verdicts(cursor: Cursor, *, verdicts: Sequence[tuple[Verdict, str | None]], now: datetime) -> None:
@@ -111,7 +115,9 @@ def replace_verdicts(cursor: Cursor, *, verdicts: Sequence[tuple[Verdict, str | 
 def count_compliance(cursor: Cursor, *, verdicts: Sequence[Verdict], now: datetime) -> None:
     """Add this look to the day's. VMs that nothing was promised for do not count. Days of more than a year ago go."""
     day = now.astimezone(UTC).date()
-    counted = [(v.facts.vm_id, v.policy.name, int(v.compliant)) for v in verdicts if v.policy and v.compliant is not None]
+    counted = [
+        (v.facts.vm_id, v.policy.name, int(v.compliant)) for v in verdicts if v.policy and v.compliant is not None
+    ]
     if counted:
         execute_values(
             cursor,
@@ -132,12 +138,13 @@ def count_compliance(cursor: Cursor, *, verdicts: Sequence[Verdict], now: dateti
             """
             INSERT INTO sla_policy_day (day, policy, looks, compliant) VALUES (%s, %s, %s, %s)
             ON CONFLICT (day, policy) DO UPDATE
-               SET looks = sla_policy_day.looks + EXCLUDED.looks, compliant = sla_policy_day.compliant + EXCLUDED.compliant
+               SET looks = sla_policy_day.looks + EXCLUDED.looks,
+                   compliant = sla_policy_day.compliant + EXCLUDED.compliant
             """,
             (day, policy, looks, kept),
         )
-    for table in ("sla_day", "sla_policy_day"):
-        cursor.execute(f"DELETE FROM {table} WHERE day < %s::date - 400", (day,))
+    cursor.execute("DELETE FROM sla_day WHERE day < %s::date - 400", (day,))
+    cursor.execute("DELETE FROM sla_policy_day WHERE day < %s::date - 400", (day,))
 
 
 def _recent(row: Any) -> RecentBackup:
@@ -168,9 +175,6 @@ def _status_row(verdict: Verdict, *, zone: str | None, now: datetime) -> tuple[A
         facts.backups,
         facts.size,
         Json(
-            [
-                {key: value for key, value in asdict(finding).items() if key != "subject"}
-                for finding in verdict.findings
-            ]
+            [{key: value for key, value in asdict(finding).items() if key != "subject"} for finding in verdict.findings]
         ),
     )

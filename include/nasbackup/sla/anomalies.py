@@ -35,8 +35,9 @@ def volume(facts: VmFacts) -> Iterator[Finding]:
                 kind=Kind.CHANGE_SPIKE,
                 severity=Severity.WARNING,
                 subject=subject_of(facts),
-                text=f"{_bytes(newest)} of {facts.vm} changed before {recorded[0].external_id}, usually {_bytes(usual)} do.",
-                hint="See whether somebody meant to rewrite so much. Pin an older backup (`nasbackup pin`) until you know.",
+                text=f"{_bytes(newest)} of {facts.vm} changed before {recorded[0].external_id}; "
+                f"usually it is {_bytes(usual)}.",
+                hint="See whether so much was meant to be rewritten; until you know, `nasbackup pin` an older backup.",
             )
     if len(known) >= STILL + HISTORY and not any(known[:STILL]) and all(known[STILL:]):
         yield Finding(
@@ -70,7 +71,9 @@ def _differences(*, newer: RecentBackup, older: RecentBackup) -> list[str]:
     for source in sorted(set(newer.volumes) & set(older.volumes)):
         before, after = older.volumes[source], newer.volumes[source]
         if before != after:
-            changes.append(f"{source} {'grew' if after > before else 'shrank'} from {_bytes(before)} to {_bytes(after)}")
+            changes.append(
+                f"{source} {'grew' if after > before else 'shrank'} from {_bytes(before)} to {_bytes(after)}"
+            )
     return changes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from nasbackup.fleet.policy import Policy
 from nasbackup.fleet.units import words
@@ -91,7 +91,11 @@ def quality(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Findin
                 facts,
                 Kind.NOT_DRILLED,
                 Severity.WARNING,
-                (f"{facts.vm} was never drilled" if facts.drilled_at is None else f"{facts.vm} was last drilled {words(now - since)} ago")
+                (
+                    f"{facts.vm} was never drilled"
+                    if facts.drilled_at is None
+                    else f"{facts.vm} was last drilled {words(now - since)} ago"
+                )
                 + f"; policy {policy.name} promises every {words(policy.drill_every)}",
                 "Run nas_restore_drill for it.",
             )
@@ -126,15 +130,16 @@ def _failing(facts: VmFacts) -> Iterator[Finding]:
 
 
 def _overdue(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Finding]:
-    for backup in facts.recent:
-        took = now - backup.created_at
-        if backup.status is BackupStatus.BACKING_UP and took > (policy.deadline or timedelta.max):
+    running = next((backup for backup in facts.recent if backup.status is BackupStatus.BACKING_UP), None)
+    if running is not None and policy.deadline is not None:
+        took = now - running.created_at
+        if took > policy.deadline:
             yield _finding(
                 facts,
                 Kind.OVERDUE,
                 Severity.WARNING,
-                f"Backup {backup.external_id} has been running for {words(took)}; "
-                f"policy {policy.name} allows {words(policy.deadline or took)}",
+                f"Backup {running.external_id} has been running for {words(took)}; "
+                f"policy {policy.name} allows {words(policy.deadline)}",
                 "Its progress is on the page; `nas_reconcile` takes it away when its run is dead.",
             )
 
