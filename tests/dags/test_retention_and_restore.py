@@ -11,9 +11,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from nasbackup.airflow.forms import is_dry_run, require_known_keys, retention_params
 from nasbackup.errors import UnknownParam
 
-from tests.dags.test_dags import dags, filled, fleet_file
-
-__all__ = ["dags", "fleet_file"]  # fixtures
+from tests.dags.test_dags import filled
 
 
 def flow(dag: Any) -> dict[str, set[str]]:

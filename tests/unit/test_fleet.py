@@ -124,6 +124,11 @@ BAD = {
         "zones",
         "host kvm is in more than one zone",
     ),
+    "twins to Airflow": (
+        "zones: {east: {hosts: [kvm.one, kvm_one], repositories: [n]}}",
+        "zones",
+        "hosts kvm_one and kvm.one have the same name",
+    ),
     "a tab for indentation": ("zones:\n\teast: {}\n", "line 2", "cannot start any token"),
     "a bracket that is not closed": ("zones:\n  east:\n    hosts: [kvm\n", "line 4", "expected"),
     "an unknown tag": ("zones:\n  east: !!python/object:os.system {}\n", "line 2", "could not determine a constructor"),

@@ -82,6 +82,38 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
     }
 
 
+def policy_params() -> dict[str, Param]:
+    """The form of a policy's DAG."""
+    return {
+        "vms": Param(
+            [],
+            type="array",
+            items={"type": "string", "minLength": 1},
+            title="VMs",
+            description="One a line: only VMs whose instance name one of these globs matches. Empty: all it has.",
+        ),
+        "mode": Param(
+            Mode.AUTO.value,
+            type="string",
+            enum=[mode.value for mode in Mode],
+            title="Mode",
+            description="What kind of backups; full starts a new chain of each VM.",
+        ),
+        "dry_run": Param(
+            False,
+            type="boolean",
+            title="Dry run",
+            description="Only list, in the logs of `due`, what would be backed up.",
+        ),
+        "ignore_blackout": Param(
+            False,
+            type="boolean",
+            title="Ignore blackout windows",
+            description="Begin now, whatever the policy's blackout says.",
+        ),
+    }
+
+
 def restore_params() -> dict[str, Param]:
     """The form of ``nas_restore``."""
     return {

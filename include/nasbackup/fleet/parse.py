@@ -28,6 +28,9 @@ def parse(document: Document) -> Fleet:
     for host in hosts:
         if hosts.count(host) > 1:
             raise document.refuse(["zones"], f"host {host} is in more than one zone")
+        twin = next((other for other in hosts if other != host and other.replace(".", "_") == host), None)
+        if twin is not None:
+            raise document.refuse(["zones"], f"hosts {host} and {twin} have the same name in Airflow's task groups")
     without_policies = Fleet(zones=zones)
     retention = content.get("retention", {})
     keep_orphaned = retention.get("keep_orphaned")

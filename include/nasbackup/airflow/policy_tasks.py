@@ -1,0 +1,103 @@
+"""Bodies of the tasks of the policies' DAGs: which VMs are due, and what their runs are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Any
+
+from nasbackup import fleet
+from nasbackup.airflow import hooks
+from nasbackup.airflow.forms import policy_params, require_known_keys
+from nasbackup.catalog import Database, due
+from nasbackup.fleet import Fleet, Policy
+from nasbackup.hypervisor import connect
+from nasbackup.hypervisor.inventory import seen_vms
+from nasbackup.model import SeenVm
+
+log = logging.getLogger(__name__)
+
+Payload = dict[str, Any]
+
+MOST_VMS = 1000
+"""Of one host and run: Airflow maps a task 1,024 times at most. The rest is due at the next run, and then first."""
+
+
+def is_open(*, policy: str, params: Mapping[str, Any], now: datetime | None = None) -> bool:
+    """Whether backups may be begun now. Raises UnknownPolicy, FleetInvalid."""
+    now = now or datetime.now(UTC)
+    opens = fleet.load().policy(policy).opens(now)
+    if opens > now and not params["ignore_blackout"]:
+        log.info("A blackout window: nothing is begun before %s", opens)
+        return False
+    return True
+
+
+def due_vms(
+    *, policy: str, host: str, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run: str
+) -> list[Payload]:
+    """The policy's VMs on this host, those with the oldest backups first: what ``nas_backup`` is triggered with.
+
+    ``run``: the policy's DAG and run id, of which each VM's run id is made. A VM that is being backed up already is
+    left out. Raises HostUnreachable, CatalogUnreachable, UnknownPolicy.
+    """
+    require_known_keys(conf, form=policy_params())
+    known = fleet.load()
+    promised = known.policy(policy)
+    with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
+        seen = seen_vms(hypervisor)
+    mine = [
+        vm for vm in seen if _has(vm, policy=promised, known=known) and _matches(vm.name, globs=params["vms"] or ())
+    ]
+    chosen = _without_busy(hooks.catalog(), vms=mine)
+    for vm in chosen:
+        log.info("%s is due", vm.name)
+    if len(chosen) > MOST_VMS:
+        log.warning("%d VMs are due: %d of them are left for the next run", len(chosen), len(chosen) - MOST_VMS)
+    log.info("%d of the %d VMs of %s have policy %s; %d are due", len(mine), len(seen), host, policy, len(chosen))
+    if params["dry_run"]:
+        log.info("A dry run: nothing is begun")
+        return []
+    repository = known.repository_of(promised, host=host)
+    return [
+        {
+            "vm": vm.name,
+            "trigger_run_id": f"{run}__{vm.uuid}",
+            "conf": _conf(vm, policy=promised, repository=repository, mode=params["mode"]),
+        }
+        for vm in chosen[:MOST_VMS]
+    ]
+
+
+def _conf(vm: SeenVm, *, policy: Policy, repository: str, mode: str) -> Payload:
+    return {
+        "vm": vm.name,
+        "host": vm.host,
+        "repository": repository,
+        "mode": mode,
+        "quiesce": policy.quiesce.value,
+        "allow_encrypted": policy.allow_encrypted,
+    }
+
+
+def _has(vm: SeenVm, *, policy: Policy, known: Fleet) -> bool:
+    found = known.policy_of(vm=vm.name, host=vm.host, title=vm.title, metadata=vm.metadata)
+    return found is not None and found.name == policy.name
+
+
+def _matches(name: str, *, globs: Sequence[str]) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _without_busy(database: Database, *, vms: Sequence[SeenVm]) -> list[SeenVm]:
+    """In the order of need: what was never backed up, then the oldest."""
+    with database.transaction() as cursor:
+        states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms])
+    for vm in vms:
+        if vm.uuid in states and states[vm.uuid].backed_up_by:
+            log.warning("%s is left out: it is being backed up by %s", vm.name, states[vm.uuid].backed_up_by)
+    free = [vm for vm in vms if vm.uuid not in states or not states[vm.uuid].backed_up_by]
+    never = datetime.min.replace(tzinfo=UTC)
+    return sorted(free, key=lambda vm: (states[vm.uuid].newest_at if vm.uuid in states else None) or never)
