@@ -72,7 +72,7 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
                     found = due(host)
                     opened >> found
                     BeginBackupOperator.partial(
-                        task_id=BACK_UP, policy=policy.name, map_index_template="{{ vm_label }}", retries=0
+                        task_id=BACK_UP, policy=policy.name, map_index_template="{{ task.vm }}", retries=0
                     ).expand_kwargs(found)
 
                 on_host(host)

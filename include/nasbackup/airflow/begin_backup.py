@@ -33,7 +33,6 @@ class BeginBackupOperator(TriggerDagRunOperator):
     def execute(self, context: Context) -> None:
         from nasbackup import fleet
 
-        context["vm_label"] = self.vm  # type: ignore[typeddict-unknown-key]
         opens = fleet.load().policy(self.policy).opens(datetime.now(UTC))
         if opens > datetime.now(UTC) and not context["params"]["ignore_blackout"]:
             raise AirflowSkipException(f"A blackout window until {opens:%H:%M %Z}: {self.vm} is left for the next run.")
