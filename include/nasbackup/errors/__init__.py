@@ -19,6 +19,11 @@ from nasbackup.errors.access import (
     ReadingLost,
     ToolMissing,
 )
+from nasbackup.errors.alerts import (
+    AlertNotDelivered,
+    ChannelRefused,
+    UnknownChannel,
+)
 from nasbackup.errors.base import (
     NasBackupError,
 )
@@ -81,6 +86,7 @@ from nasbackup.errors.writer import (
 )
 
 __all__ = [
+    "AlertNotDelivered",
     "AttemptSuperseded",
     "BackupNotDeletable",
     "BackupNotFound",
@@ -92,6 +98,7 @@ __all__ = [
     "CatalogError",
     "CatalogOutdated",
     "CatalogUnreachable",
+    "ChannelRefused",
     "ConnectionInvalid",
     "DrillBusy",
     "DrillFailed",
@@ -127,6 +134,7 @@ __all__ = [
     "ToolFailed",
     "ToolMissing",
     "TransferError",
+    "UnknownChannel",
     "UnknownHost",
     "UnknownParam",
     "UnknownPolicy",

@@ -1,0 +1,106 @@
+"""What one look found becomes alerts, and alerts become messages.
+
+::
+
+    look ── settle ─▶ alert, alert_delivery ── deliver[channel] ─▶ people
+
+``settle`` writes what is to be told in the transaction that changes the alert. ``deliver`` tells it, and notes that it
+did: a process that dies between the two tells it twice, none forgets it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from nasbackup.catalog import Database, alerts
+from nasbackup.errors import AlertNotDelivered, ChannelRefused
+from nasbackup.sla.alerts import Changes, Identity, Scope, changes
+from nasbackup.sla.channels import Channel, ChannelType
+from nasbackup.sla.findings import Finding
+from nasbackup.sla.messages import Notice
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[Sequence[Notice]], None]
+"""Delivers one message. Raises ChannelRefused, with the reason in words and no secret in it."""
+
+_AT_ONCE = {ChannelType.WEBHOOK: 500}
+"""Notices in one message: programs get all, in portions; people get one message, which lists the first."""
+
+_NO_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """``busy``: another process is delivering to this channel; what is left is left to it, or to the next look."""
+
+    channel: str
+    notices: int = 0
+    messages: int = 0
+    busy: bool = False
+
+
+def settle(
+    database: Database,
+    *,
+    findings: Sequence[Finding],
+    looked_at: Container[Identity],
+    channels: Sequence[Channel],
+    now: datetime,
+    scopes: Mapping[Identity, Scope] | None = None,
+) -> Changes:
+    """Open, update and close alerts (``sla.alerts``), and put what is to be told into the outbox.
+
+    Call it after the look has written ``sla_status``: from there come zone and policy of the VMs. ``scopes`` adds
+    those of other subjects.
+    """
+    with database.transaction() as cursor:
+        alerts.begin_look(cursor)
+        changed = changes(
+            alerts.open_alerts(cursor),
+            findings,
+            looked_at=looked_at,
+            channels=channels,
+            scopes={**alerts.vm_scopes(cursor), **(scopes or {})},
+            now=now,
+        )
+        alerts.apply(cursor, changed, now=now)
+    return changed
+
+
+def deliver(database: Database, *, channel: Channel, send: Send, now: datetime) -> Delivered:
+    """Tell what is pending for the channel. Raises AlertNotDelivered; what was not told stays pending.
+
+    The transaction stays open while a message is on its way: a look does not change what is being told.
+    """
+    told = messages = 0
+    while True:
+        with database.transaction() as cursor:
+            if not alerts.begin_delivery(cursor, channel=channel.name):
+                return Delivered(channel=channel.name, notices=told, messages=messages, busy=True)
+            notices = alerts.pending(cursor, channel=channel.name, limit=_AT_ONCE.get(channel.type, _NO_LIMIT))
+            if not notices:
+                return Delivered(channel=channel.name, notices=told, messages=messages)
+            refused = _refused(send, notices)
+            numbers = [notice.delivery_id for notice in notices]
+            if refused is None:
+                alerts.delivered(cursor, delivery_ids=numbers, now=now)
+            else:
+                alerts.not_delivered(cursor, delivery_ids=numbers, error=refused)
+        if refused is not None:
+            raise AlertNotDelivered(
+                count=len(notices), channel=channel.name, connection=channel.connection, reason=refused
+            )
+        told, messages = told + len(notices), messages + 1
+
+
+def _refused(send: Send, notices: Sequence[Notice]) -> str | None:
+    """Why it could not be delivered. (The note of it has to be committed, so nothing is raised here.)"""
+    try:
+        send(notices)
+    except ChannelRefused as error:
+        return str(error)
+    return None
