@@ -1,0 +1,234 @@
+"""Alerts in the catalog: what looks write, what is told, and what becomes of it when a channel or a process dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Container, Sequence
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+from nasbackup.catalog import Database, alerts, vms
+from nasbackup.errors import AlertNotDelivered, ChannelRefused
+from nasbackup.sla.alerts import Changes, Event, Identity, OpenAlert, Scope, identity
+from nasbackup.sla.channels import Channel
+from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
+from nasbackup.sla.messages import Notice
+from nasbackup.steps.alerts import Delivered, deliver, settle
+
+from tests.alert_book import (
+    BEGIN,
+    CHANNELS,
+    EAST,
+    EVERYTHING,
+    LOOK_EVERY,
+    MAIL,
+    PAGER,
+    SCOPES,
+    AlertMachine,
+    Heard,
+    finding,
+)
+from tests.integration.test_catalog import together
+
+
+class CatalogBook:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        with database.transaction() as cursor:
+            cursor.execute("TRUNCATE alert CASCADE")
+
+    def look(
+        self, findings: Sequence[Finding], looked_at: Container[Identity], channels: Sequence[Channel], now: datetime
+    ) -> Changes:
+        return settle(self.database, findings=findings, looked_at=looked_at, channels=channels, now=now, scopes=SCOPES)
+
+    def open_alerts(self) -> list[OpenAlert]:
+        with self.database.transaction() as cursor:
+            return alerts.open_alerts(cursor)
+
+    def deliver(self, channel: Channel, now: datetime, *, works: bool) -> list[Heard]:
+        heard: list[Heard] = []
+
+        def send(notices: Sequence[Notice]) -> None:
+            if not works:
+                raise ChannelRefused(problem="the mail server is away")
+            heard.extend(Heard(n.alert_id, channel.name, n.event, n.severity) for n in notices)
+
+        try:
+            deliver(self.database, channel=channel, send=send, now=now)
+        except AlertNotDelivered:
+            assert not works
+        return heard
+
+
+def test_what_people_hear(database: Database) -> None:
+    """The machine of the unit tests, with the book in PostgreSQL."""
+
+    class InPostgres(AlertMachine):
+        make_book = staticmethod(lambda: CatalogBook(database))
+
+    quick = settings(max_examples=40, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(InPostgres, settings=quick)
+
+
+def look(
+    database: Database, *findings: Finding, now: datetime = BEGIN, channels: Sequence[Channel] = CHANNELS
+) -> Changes:
+    return settle(database, findings=findings, looked_at=EVERYTHING, channels=channels, now=now, scopes=SCOPES)
+
+
+def told(database: Database, channel: Channel = MAIL, now: datetime = BEGIN) -> list[list[Notice]]:
+    """The messages that go out now."""
+    messages: list[list[Notice]] = []
+    deliver(database, channel=channel, send=lambda notices: messages.append(list(notices)), now=now)
+    return messages
+
+
+def refuse(notices: Sequence[Notice]) -> None:
+    raise ChannelRefused(problem="Connection refused")
+
+
+def rows(database: Database) -> list[tuple[str, int, str | None, bool]]:
+    with database.transaction() as cursor:
+        cursor.execute("SELECT event, tries, error, delivered_at FROM alert_delivery ORDER BY delivery_id")
+        return [(r["event"], r["tries"], r["error"], r["delivered_at"] is not None) for r in cursor.fetchall()]
+
+
+def test_a_storm_is_one_mail_and_every_line_of_it_reaches_a_program(database: Database) -> None:
+    """The scheduler was down: 10,000 VMs are stale in one look."""
+    storm = [
+        finding(
+            subject=Subject(kind=SubjectKind.VM, key=f"vm-{number}", label=f"i-2-{number}-VM"),
+            severity=Severity.CRITICAL,
+        )
+        for number in range(10_000)
+    ]
+    look(database, *storm)
+    (mail,) = told(database)
+    assert len(mail) == 10_000
+    posts = told(database, PAGER)
+    assert [len(post) for post in posts] == [500] * 20
+    assert len({notice.alert_id for post in posts for notice in post}) == 10_000
+    look(database, *storm, now=BEGIN + LOOK_EVERY)
+    assert told(database) == told(database, PAGER) == []
+    everyone = frozenset((SubjectKind.VM, f"vm-{number}") for number in range(10_000))
+    settle(database, findings=[], looked_at=everyone, channels=CHANNELS, now=BEGIN + 2 * LOOK_EVERY)
+    (mail,) = told(database)
+    assert {notice.event for notice in mail} == {Event.CLOSED}
+    assert len(mail) == 10_000
+
+
+def test_what_a_channel_refused_is_told_when_it_works_again(database: Database) -> None:
+    look(database, finding())
+    for tries in (1, 2):
+        with pytest.raises(AlertNotDelivered, match=r"1 notices .* channel mail: Connection refused.*smtp_ops"):
+            deliver(database, channel=MAIL, send=refuse, now=BEGIN)
+        assert rows(database)[0] == ("opened", tries, "Connection refused", False)
+    # It lasts for days: it is told however late, and as it is by then.
+    later = BEGIN + timedelta(days=3)
+    look(database, finding(severity=Severity.CRITICAL, text="worse"), now=later)
+    ((notice,),) = told(database, now=later)
+    assert (notice.event, notice.severity, notice.text, notice.opened_at) == (
+        Event.OPENED,
+        Severity.CRITICAL,
+        "worse",
+        BEGIN,
+    )
+    assert ("opened", 3, None, True) in rows(database)
+
+
+def test_what_is_over_is_dropped_when_it_could_not_be_told_for_a_day(database: Database) -> None:
+    look(database, finding(), channels=[MAIL])
+    told(database)
+    look(database, now=BEGIN + LOOK_EVERY, channels=[MAIL])
+    with pytest.raises(AlertNotDelivered):
+        deliver(database, channel=MAIL, send=refuse, now=BEGIN)
+    look(database, now=BEGIN + timedelta(hours=24), channels=[MAIL])
+    assert [row[0] for row in rows(database)] == ["opened", "closed"], "a day is not over yet"
+    look(database, now=BEGIN + timedelta(hours=25), channels=[MAIL])
+    assert [row[0] for row in rows(database)] == ["opened"]
+
+
+def test_a_process_that_dies_while_it_tells_has_told_nothing(database: Database) -> None:
+    look(database, finding())
+
+    def dies(notices: Sequence[Notice]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deliver(database, channel=MAIL, send=dies, now=BEGIN)
+    assert rows(database)[0] == ("opened", 0, None, False)
+    assert [len(message) for message in told(database)] == [1]
+
+
+def test_two_that_deliver_at_once_tell_it_once_and_a_look_waits_for_them(database: Database) -> None:
+    look(database, finding())
+    sending, let_go, looked = threading.Event(), threading.Event(), threading.Event()
+    messages: list[Sequence[Notice]] = []
+
+    def slow(notices: Sequence[Notice]) -> None:
+        messages.append(notices)
+        sending.set()
+        assert let_go.wait(30)
+
+    def late_look() -> None:
+        look(database, now=BEGIN + LOOK_EVERY)
+        looked.set()
+
+    first = threading.Thread(target=lambda: deliver(database, channel=MAIL, send=slow, now=BEGIN))
+    first.start()
+    assert sending.wait(30)
+    assert deliver(database, channel=MAIL, send=refuse, now=BEGIN) == Delivered(channel="mail", busy=True)
+    second = threading.Thread(target=late_look)
+    second.start()
+    with database.transaction() as cursor:  # the look has come to the lock, and stays there
+        for _ in range(3000):
+            cursor.execute("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            row = cursor.fetchone()
+            if row and row["n"]:
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("the look did not wait")
+    assert not looked.is_set()
+    let_go.set()
+    first.join(30)
+    second.join(30)
+    messages += told(database)
+    events = [notice.event for message in messages for notice in message]
+    assert events == [Event.OPENED, Event.CLOSED], "who was being told of it when it ended is told that, too"
+
+
+def test_two_looks_at_once_open_it_once(database: Database) -> None:
+    done = together(*[lambda: look(database, finding()) for _ in range(6)])
+    assert [type(result) for result in done] == [Changes] * 6
+    assert sum(len(result.opened) for result in done if isinstance(result, Changes)) == 1
+    assert [len(message) for message in told(database)] == [1]
+
+
+def test_zone_and_policy_are_those_of_the_last_verdict(database: Database) -> None:
+    with database.transaction() as cursor:
+        vms.register(cursor, uuid=EAST.key, name=EAST.label, host="kvm_one")
+        cursor.execute(
+            "INSERT INTO sla_status (vm_id, policy, zone, status, checked_at) SELECT vm_id, 'gold', 'east', 'ok', now()"
+            " FROM vm"
+        )
+        assert alerts.vm_scopes(cursor) == {identity(EAST): Scope(zone="east", policy="gold")}
+    changed = settle(database, findings=[finding()], looked_at=EVERYTHING, channels=CHANNELS, now=BEGIN)
+    assert changed.opened[0].channels == ("mail", "east_chat")
+
+
+def test_history_goes_after_a_year(database: Database) -> None:
+    look(database, finding())
+    look(database, now=BEGIN + LOOK_EVERY)
+    look(database, finding(), now=BEGIN + timedelta(days=399))
+    with database.transaction() as cursor:
+        assert len(alerts.recent(cursor, also_closed=True, limit=10)) == 2
+    look(database, finding(), now=BEGIN + timedelta(days=401))
+    with database.transaction() as cursor:
+        (row,) = alerts.recent(cursor, also_closed=True, limit=10)
+    assert (row["opened_at"], row["closed_at"]) == (BEGIN + timedelta(days=399), None)
+    assert row["undelivered"] == {"mail": None, "east_chat": None}
