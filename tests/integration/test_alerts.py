@@ -124,7 +124,9 @@ def test_a_storm_is_one_mail_and_every_line_of_it_reaches_a_program(database: Da
 def test_what_a_channel_refused_is_told_when_it_works_again(database: Database) -> None:
     look(database, finding())
     for tries in (1, 2):
-        with pytest.raises(AlertNotDelivered, match=r"1 notices .* channel mail: Connection refused.*smtp_ops"):
+        with pytest.raises(
+            AlertNotDelivered, match=r"Channel mail took no message \(Connection refused\).*: 1;.*smtp_ops"
+        ):
             deliver(database, channel=MAIL, send=refuse, now=BEGIN)
         assert rows(database)[0] == ("opened", tries, "Connection refused", False)
     # It lasts for days: it is told however late, and as it is by then.

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
 PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention", "sla")
 OUTSIDE = {"airflow", "libvirt", "libvirt_qemu", "psycopg2", "nbd", "subprocess", "socket"}
+PROVIDERS = tuple(f"airflow.providers.{name}" for name in ("standard", "smtp", "http", "apprise"))
 LONGEST = 300
 
 FILES = sorted(
@@ -113,7 +114,7 @@ def test_airflow_is_used_through_its_public_interface() -> None:
     for file in FILES:
         for name in reaches(imports(file), "airflow"):
             if not file.is_relative_to(ROOT / "plugins"):
-                assert name.startswith(("airflow.sdk", "airflow.providers.standard")) or name in (
+                assert name.startswith(("airflow.sdk", *PROVIDERS)) or name in (
                     "airflow",
                     "airflow.providers",
                     # The cluster policy is the scheduler's side, and so is the pool that it makes.

@@ -10,8 +10,8 @@ class AlertNotDelivered(NasBackupError):
     """Nothing is lost: what could not be told is told by a later look."""
 
     template = (
-        "{count} notices could not be delivered through channel {channel}: {reason}. They are tried again at every "
-        "look; correct the channel in fleet.yaml or its Connection {connection!r} under Admin > Connections."
+        "Channel {channel} took no message ({reason}). Alerts to be told through it: {count}; that is tried again at "
+        "every look. Correct the channel in fleet.yaml, or its Connection {connection!r} under Admin > Connections."
     )
     retryable = True
 
