@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import settings
-from nasbackup.sla.alerts import CALM, Changes, Closing, Event, Identity, OpenAlert, Opening, changes, identity
+from nasbackup.sla.alerts import CALM, FORGOTTEN, Changes, Closing, Event, OpenAlert, Opening, changes, identity
 from nasbackup.sla.channels import Channel
-from nasbackup.sla.findings import Finding, Kind, Severity
+from nasbackup.sla.findings import Finding, Kind, Severity, Subject
 from nasbackup.sla.messages import SHOWN, Notice, body, document, one_line, title
 
 from tests.alert_book import (
@@ -50,11 +50,12 @@ def alert(found: Finding | None = None, **changes: Any) -> OpenAlert:
 def look(
     open_alerts: Sequence[OpenAlert] = (),
     *findings: Finding,
-    looked_at: Container[Identity] = EVERYTHING,
+    looked_at: Iterable[Subject] = EVERYTHING,
     channels: Sequence[Channel] = CHANNELS,
     now: datetime = BEGIN + LOOK_EVERY,
 ) -> Changes:
-    return changes(open_alerts, findings, looked_at=looked_at, channels=channels, scopes=SCOPES, now=now)
+    names = {identity(subject) for subject in looked_at}
+    return changes(open_alerts, findings, looked_at=names, channels=channels, scopes=SCOPES, now=now)
 
 
 def test_an_opening_is_told_to_the_channels_that_want_it() -> None:
@@ -92,8 +93,15 @@ def test_the_end_is_told_to_those_who_know() -> None:
 
 
 def test_a_subject_that_nobody_could_look_at_keeps_its_alerts() -> None:
-    assert look([alert()], looked_at=EVERYTHING - {identity(EAST)}) == Changes()
-    assert look((), finding(), looked_at=frozenset()).opened, "what was found was found"
+    assert look([alert()], looked_at=EVERYTHING - {EAST}) == Changes()
+    assert look((), finding(), looked_at=()).opened, "what was found was found"
+
+
+def test_what_nobody_looks_at_any_more_is_over_after_a_week() -> None:
+    """Its host went from fleet.yaml, or another fleet that shares the catalog looks at it (and confirms it)."""
+    almost = BEGIN + FORGOTTEN - LOOK_EVERY
+    assert look([alert()], looked_at=(), now=almost) == Changes()
+    assert look([alert()], looked_at=(), now=BEGIN + FORGOTTEN).closed == [Closing(alert_id=7, channels=("mail",))]
 
 
 def test_a_channel_that_is_new_is_not_told_of_what_was_open_before() -> None:

@@ -67,6 +67,15 @@ def vm_scopes(cursor: Cursor) -> dict[Identity, Scope]:
     }
 
 
+def vms_that_are_gone(cursor: Cursor) -> set[Identity]:
+    """VMs with an open alert that no host defines any more."""
+    cursor.execute(
+        "SELECT subject FROM alert JOIN vm ON vm.uuid::text = alert.subject"
+        " WHERE closed_at IS NULL AND subject_kind = 'vm' AND NOT vm.defined"
+    )
+    return {(SubjectKind.VM, row["subject"]) for row in cursor.fetchall()}
+
+
 def apply(cursor: Cursor, changed: Changes, *, now: datetime) -> None:
     """Write one look's changes, with what is to be told. The caller has begun the look in this transaction."""
     cursor.execute("UPDATE alert SET confirmed_at = %s WHERE alert_id = ANY(%s)", (now, changed.confirmed))

@@ -30,6 +30,9 @@ CALM: Mapping[Kind, timedelta] = {
 }
 """What comes and goes by itself is over, or less severe, when it was not found for so long; all else at once."""
 
+FORGOTTEN = timedelta(days=7)
+"""What was not looked at for so long (its host went from fleet.yaml) is over: nobody would ever say so."""
+
 _RANK = {Severity.WARNING: 0, Severity.CRITICAL: 1}
 
 
@@ -112,14 +115,14 @@ def changes(
     now: datetime,
 ) -> Changes:
     """``looked_at``: subjects that could be judged this time. What is not in it (VMs of a host that does not answer)
-    keeps its alerts; what does not exist any more belongs in it, or its alerts stay open for ever."""
+    keeps its alerts; what is known to exist no more belongs in it."""
     result = Changes()
     found = _most_severe(findings)
     for alert in open_alerts:
         finding = found.pop((alert.finding.kind, *identity(alert.finding.subject)), None)
         if finding is not None:
             _go_on(alert, finding, channels=channels, scopes=scopes, now=now, result=result)
-        elif identity(alert.finding.subject) in looked_at and _calm(alert, now=now):
+        elif _over(alert, looked_at=looked_at, now=now):
             result.closed.append(Closing(alert_id=alert.alert_id, channels=tuple(sorted(alert.told))))
     for finding in found.values():
         names = tuple(channel.name for channel in channels if _wants(channel, finding, scopes=scopes))
@@ -153,6 +156,12 @@ def _go_on(
             withdrawn=tuple(sorted(alert.waiting - wanting)) if step < 0 else (),
         )
     result.updated.append(update)
+
+
+def _over(alert: OpenAlert, *, looked_at: Container[Identity], now: datetime) -> bool:
+    if identity(alert.finding.subject) in looked_at:
+        return _calm(alert, now=now)
+    return now - alert.confirmed_at >= FORGOTTEN
 
 
 def _calm(alert: OpenAlert, *, now: datetime) -> bool:

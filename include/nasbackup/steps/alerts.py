@@ -11,15 +11,15 @@ did: a process that dies between the two tells it twice, none forgets it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from nasbackup.catalog import Database, alerts
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
-from nasbackup.sla.alerts import Changes, Identity, Scope, changes
+from nasbackup.sla.alerts import Changes, Identity, Scope, changes, identity
 from nasbackup.sla.channels import Channel, ChannelType
-from nasbackup.sla.findings import Finding
+from nasbackup.sla.findings import Finding, Subject
 from nasbackup.sla.messages import Notice
 
 log = logging.getLogger(__name__)
@@ -47,22 +47,22 @@ def settle(
     database: Database,
     *,
     findings: Sequence[Finding],
-    looked_at: Container[Identity],
+    looked_at: Iterable[Subject],
     channels: Sequence[Channel],
     now: datetime,
     scopes: Mapping[Identity, Scope] | None = None,
 ) -> Changes:
     """Open, update and close alerts (``sla.alerts``), and put what is to be told into the outbox.
 
-    Call it after the look has written ``sla_status``: from there come zone and policy of the VMs. ``scopes`` adds
-    those of other subjects.
+    ``looked_at``: what was judged, healthy or not. VMs that no host defines any more need not be in it. Call it after
+    the look has written ``sla_status``: from there come zone and policy of the VMs; ``scopes`` adds those of others.
     """
     with database.transaction() as cursor:
         alerts.begin_look(cursor)
         changed = changes(
             alerts.open_alerts(cursor),
             findings,
-            looked_at=looked_at,
+            looked_at={identity(subject) for subject in looked_at} | alerts.vms_that_are_gone(cursor),
             channels=channels,
             scopes={**alerts.vm_scopes(cursor), **(scopes or {})},
             now=now,

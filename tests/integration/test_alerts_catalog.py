@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from nasbackup.catalog import Database, alerts, vms
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
-from nasbackup.sla.alerts import Changes, Event, Identity, OpenAlert, Scope, identity
+from nasbackup.sla.alerts import Changes, Event, OpenAlert, Scope, identity
 from nasbackup.sla.channels import Channel
 from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
 from nasbackup.sla.messages import Notice
@@ -34,6 +34,11 @@ from tests.alert_book import (
 from tests.integration.test_catalog import together
 
 
+def still_open(database: Database) -> list[OpenAlert]:
+    with database.transaction() as cursor:
+        return alerts.open_alerts(cursor)
+
+
 class CatalogBook:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -41,13 +46,12 @@ class CatalogBook:
             cursor.execute("TRUNCATE alert CASCADE")
 
     def look(
-        self, findings: Sequence[Finding], looked_at: Container[Identity], channels: Sequence[Channel], now: datetime
+        self, findings: Sequence[Finding], looked_at: Iterable[Subject], channels: Sequence[Channel], now: datetime
     ) -> Changes:
         return settle(self.database, findings=findings, looked_at=looked_at, channels=channels, now=now, scopes=SCOPES)
 
     def open_alerts(self) -> list[OpenAlert]:
-        with self.database.transaction() as cursor:
-            return alerts.open_alerts(cursor)
+        return still_open(self.database)
 
     def deliver(self, channel: Channel, now: datetime, *, works: bool) -> list[Heard]:
         heard: list[Heard] = []
@@ -114,8 +118,9 @@ def test_a_storm_is_one_mail_and_every_line_of_it_reaches_a_program(database: Da
     assert len({notice.alert_id for post in posts for notice in post}) == 10_000
     look(database, *storm, now=BEGIN + LOOK_EVERY)
     assert told(database) == told(database, PAGER) == []
-    everyone = frozenset((SubjectKind.VM, f"vm-{number}") for number in range(10_000))
-    settle(database, findings=[], looked_at=everyone, channels=CHANNELS, now=BEGIN + 2 * LOOK_EVERY)
+    settle(
+        database, findings=[], looked_at={one.subject for one in storm}, channels=CHANNELS, now=BEGIN + 2 * LOOK_EVERY
+    )
     (mail,) = told(database)
     assert {notice.event for notice in mail} == {Event.CLOSED}
     assert len(mail) == 10_000
@@ -221,6 +226,18 @@ def test_zone_and_policy_are_those_of_the_last_verdict(database: Database) -> No
         assert alerts.vm_scopes(cursor) == {identity(EAST): Scope(zone="east", policy="gold")}
     changed = settle(database, findings=[finding()], looked_at=EVERYTHING, channels=CHANNELS, now=BEGIN)
     assert changed.opened[0].channels == ("mail", "east_chat")
+
+
+def test_a_vm_that_no_host_defines_any_more_has_no_alerts(database: Database) -> None:
+    with database.transaction() as cursor:
+        vms.register(cursor, uuid=EAST.key, name=EAST.label, host="kvm_one")
+    look(database, finding())
+    settle(database, findings=[], looked_at=(), channels=CHANNELS, now=BEGIN + LOOK_EVERY)
+    assert len(still_open(database)) == 1, "nobody looked at it"
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE vm SET defined = false")
+    settle(database, findings=[], looked_at=(), channels=CHANNELS, now=BEGIN + 2 * LOOK_EVERY)
+    assert still_open(database) == []
 
 
 def test_history_goes_after_a_year(database: Database) -> None:
