@@ -60,3 +60,25 @@ _without_main_cluster() {
   fi
   "$@"
 }
+
+# promtool, for tests of the metrics and alert rules, is in the package prometheus, which would start a server when it is
+# installed. The one program is taken out of it, and nothing is installed.
+ensure_promtool() {
+  [[ ! -x $VAR/promtool ]] || return 0
+  step "Fetching promtool" "$VAR/log/packages.log" \
+    "check the network and the package sources (Ubuntu needs 'universe'), then run it again" _fetch_promtool
+}
+
+_fetch_promtool() {
+  local dir
+  dir=$(mktemp -d)
+  # shellcheck disable=SC2064 # as it is now
+  trap "rm -rf '$dir'" EXIT # of step's subshell
+  chmod 755 "$dir"
+  cd "$dir"
+  apt-get -q -o Acquire::Retries=3 download prometheus ||
+    { apt-get -q -o Acquire::Retries=3 update && apt-get -q -o Acquire::Retries=3 download prometheus; }
+  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >"$VAR/promtool.new"
+  chmod 755 "$VAR/promtool.new"
+  mv "$VAR/promtool.new" "$VAR/promtool"
+}

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nasbackup import fleet, steps
-from nasbackup.airflow import hooks, variables
+from nasbackup.airflow import hooks, measures, variables
 from nasbackup.airflow.forms import backup_params, require_known_keys
 from nasbackup.errors import UnknownRepository
 from nasbackup.model import Backup, BackupVolume, Mode, Quiesce
@@ -53,6 +53,7 @@ def checkpoint(*, decided: Payload, quiesce: str) -> list[Payload]:
 def copy(*, volume: Payload) -> Payload:
     ticket = Ticket(**volume["ticket"])
     done = steps.copy(_site(ticket), ticket=ticket, volume=volume["volume"], on_progress=_log_progress)
+    measures.copied(done)
     return {"ticket": volume["ticket"], "volume": done.name, "result": result(done)}
 
 
@@ -65,6 +66,7 @@ def verify(*, copied: Payload) -> Payload:
 def record(*, decided: Payload) -> Payload:
     ticket = Ticket(**decided["ticket"])
     backup = steps.record(_site(ticket), ticket=ticket)
+    measures.recorded(backup)
     return {
         **decision(backup),
         "status": backup.status.value,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nasbackup.catalog import Database, migrate, repositories
-from nasbackup.cli import output, retention
+from nasbackup.cli import monitoring, output, retention
 from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.cli.places import Place, with_place
 from nasbackup.errors import NasBackupError, NotARepository
@@ -172,7 +172,7 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     output.show_facts({"applied": applied}, as_json=as_json)
 
 
-for command in retention.COMMANDS:
+for command in (*retention.COMMANDS, *monitoring.COMMANDS):
     main.add_command(command)
 
 
