@@ -16,7 +16,7 @@ decide_chain ─▶ checkpoint ─▶ copy[volume] ─▶ verify[volume] ─▶ 
 * **try_again** triggers one more run when the VM was started or stopped in the midst of this one; else it is skipped.
 
 Settings are Variables: `nas.backup.incremental.enabled` (true), `nas.backup.full.every` (10); `<key>.<zone>` overrides
-them in one zone.
+them in one zone. After `nas.backup.deadline.seconds` (six hours) an alert says that the backup takes too long.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow.deadline import backup_deadline
 from nasbackup.airflow.forms import backup_params
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.try_again import TryAgainOperator
@@ -41,6 +42,7 @@ VOLUME_LABEL = "{{ volume_label }}"
     params=backup_params(load()),
     tags=["nas-backup"],
     max_active_runs=64,
+    deadline=backup_deadline(),
     is_paused_upon_creation=False,
     default_args=task_defaults(),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from nasbackup.errors import SettingInvalid
@@ -20,6 +21,10 @@ Lookup = Callable[[str], str | None]
 INCREMENTAL_ENABLED = "nas.backup.incremental.enabled"
 FULL_EVERY = "nas.backup.full.every"
 STOPPED_INCREMENTAL_ENABLED = "nas.backup.stopped.incremental.enabled"
+DEADLINE = "nas.backup.deadline.seconds"
+
+DEFAULT_DEADLINE = timedelta(hours=6)
+"""Of one backup, where its policy names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,17 @@ def resolve(lookup: Lookup, *, zone: str) -> Settings:
             lookup, STOPPED_INCREMENTAL_ENABLED, zone, _boolean, default.stopped_incremental_enabled
         ),
     )
+
+
+def deadline(lookup: Lookup) -> timedelta:
+    """How long a backup may take before somebody is told. Raises SettingInvalid."""
+    value = lookup(DEADLINE)
+    if value is None:
+        return DEFAULT_DEADLINE
+    seconds = value.strip()
+    if not (seconds.isascii() and seconds.isdecimal() and 0 < int(seconds) <= 999_999):
+        raise SettingInvalid(name=DEADLINE, value=value, expected="a whole number of seconds from 1 to 999999")
+    return timedelta(seconds=int(seconds))
 
 
 def _setting(lookup: Lookup, key: str, zone: str, parse: Callable[[str, str], T], default: T) -> T:

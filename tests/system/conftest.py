@@ -115,6 +115,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Plant:
     airflow.wait_for_dag("nas_restore")
     airflow.wait_for_dag("nas_reconcile")
     airflow.wait_for_dag("nas_retention")
+    airflow.wait_for_dag("nas_sla_watch")
     return Plant(airflow=airflow, database=database, nas=nas)
 
 

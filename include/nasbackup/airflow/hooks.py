@@ -101,11 +101,24 @@ class NasHook(BaseHook):
 def catalog() -> Database:
     """The catalog's database, from the Connection ``nas_backup_catalog`` of type postgres."""
     try:
-        connection = BaseHook.get_connection(CATALOG_CONNECTION)
+        return _database(BaseHook.get_connection(CATALOG_CONNECTION))
     except AirflowNotFoundException as error:
-        raise ConnectionInvalid(
-            connection=CATALOG_CONNECTION, problem="it does not exist; add it with type postgres"
-        ) from error
+        raise _no_catalog() from error
+
+
+async def catalog_async() -> Database:
+    """The same, for the triggerer's event loop."""
+    try:
+        return _database(await BaseHook.aget_connection(CATALOG_CONNECTION))
+    except AirflowNotFoundException as error:
+        raise _no_catalog() from error
+
+
+def _no_catalog() -> ConnectionInvalid:
+    return ConnectionInvalid(connection=CATALOG_CONNECTION, problem="it does not exist; add it with type postgres")
+
+
+def _database(connection: Any) -> Database:
     extra = connection.extra_dejson
     parameters = {
         # A Unix socket's directory has no place in a URI's host: it comes as the extra `host`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nasbackup.fleet.policy import Policy
 from nasbackup.fleet.units import words
@@ -29,8 +29,8 @@ def within_rpo(facts: VmFacts, *, policy: Policy, now: datetime) -> bool:
     return now - (facts.newest_at or facts.first_seen_at) <= policy.rpo.error_after
 
 
-def freshness(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Finding]:
-    """Age of the newest restorable backup against the RPO; failures; backups that take too long."""
+def freshness(facts: VmFacts, *, policy: Policy, now: datetime, deadline: timedelta) -> Iterator[Finding]:
+    """Age of the newest restorable backup against the RPO; failures; backups that take longer than ``deadline``."""
     if policy.rpo is not None:
         since = facts.newest_at or facts.first_seen_at
         age = now - since
@@ -57,7 +57,7 @@ def freshness(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Find
                     "Look at its last runs of nas_backup; back it up now if none is on its way.",
                 )
     yield from _failing(facts)
-    yield from _overdue(facts, policy=policy, now=now)
+    yield from _overdue(facts, now=now, deadline=deadline)
 
 
 def quality(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Finding]:
@@ -129,19 +129,20 @@ def _failing(facts: VmFacts) -> Iterator[Finding]:
         )
 
 
-def _overdue(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Finding]:
+def overdue(*, subject: Subject, what: str, took: timedelta, deadline: timedelta) -> Finding:
+    return Finding(
+        kind=Kind.OVERDUE,
+        severity=Severity.WARNING,
+        subject=subject,
+        text=f"{what} has been running for {words(took)}; its deadline was {words(deadline)}.",
+        hint="The page shows its progress, its run's logs say what it waits for; `nas_reconcile` clears up a dead one.",
+    )
+
+
+def _overdue(facts: VmFacts, *, now: datetime, deadline: timedelta) -> Iterator[Finding]:
     running = next((backup for backup in facts.recent if backup.status is BackupStatus.BACKING_UP), None)
-    if running is not None and policy.deadline is not None:
-        took = now - running.created_at
-        if took > policy.deadline:
-            yield _finding(
-                facts,
-                Kind.OVERDUE,
-                Severity.WARNING,
-                f"Backup {running.external_id} has been running for {words(took)}; "
-                f"policy {policy.name} allows {words(policy.deadline)}",
-                "Its progress is on the page; `nas_reconcile` takes it away when its run is dead.",
-            )
+    if running is not None and (took := now - running.created_at) > deadline:
+        yield overdue(subject=subject_of(facts), what=f"Backup {running.external_id}", took=took, deadline=deadline)
 
 
 def _finding(facts: VmFacts, kind: Kind, severity: Severity, text: str, hint: str) -> Finding:

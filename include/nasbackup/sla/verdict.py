@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from nasbackup.fleet.policy import Policy
+from nasbackup.settings import DEFAULT_DEADLINE
 from nasbackup.sla.anomalies import schema, volume
 from nasbackup.sla.facts import VmFacts
 from nasbackup.sla.findings import Finding, Severity
@@ -31,14 +32,14 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def judge(facts: VmFacts, *, policy: Policy | None, now: datetime) -> Verdict:
-    """Is the VM protected as its policy promises? ``policy`` None: it has none."""
+def judge(facts: VmFacts, *, policy: Policy | None, now: datetime, deadline: timedelta = DEFAULT_DEADLINE) -> Verdict:
+    """Is the VM protected as its policy promises? ``policy`` None: it has none. ``deadline``: if it names none."""
     if policy is None:
         return Verdict(
             facts=facts, policy=None, status=Status.UNPROTECTED, compliant=None, findings=(unprotected(facts),)
         )
     findings = (
-        *freshness(facts, policy=policy, now=now),
+        *freshness(facts, policy=policy, now=now, deadline=policy.deadline or deadline),
         *quality(facts, policy=policy, now=now),
         *volume(facts),
         *schema(facts),

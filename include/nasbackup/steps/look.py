@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nasbackup.catalog import Database, capacity, inventory, sla
 from nasbackup.fleet import Fleet
 from nasbackup.model import SeenVm
 from nasbackup.retention.capacity import forecast
+from nasbackup.settings import DEFAULT_DEADLINE
 from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
 from nasbackup.sla.verdict import Status, Verdict, judge
 
@@ -29,14 +30,15 @@ class Look:
     statuses: Counter[Status] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     subjects: set[Subject] = field(default_factory=set)
-    places: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    """UUID of a VM -> its zone and policy."""
 
 
-def look(database: Database, *, fleet: Fleet, seen: Seen, now: datetime) -> Look:
+def look(
+    database: Database, *, fleet: Fleet, seen: Seen, now: datetime, deadline: timedelta = DEFAULT_DEADLINE
+) -> Look:
     """Note what the hosts define, judge every VM by its policy, remember the verdicts. Raises CatalogUnreachable.
 
     VMs of a host that could not be asked are judged by what was last seen of them: their backups grow old all the same.
+    ``deadline``: of backups of VMs whose policy names none.
     """
     found = Look(now=now)
     with database.transaction() as cursor:
@@ -48,9 +50,9 @@ def look(database: Database, *, fleet: Fleet, seen: Seen, now: datetime) -> Look
         with_layers = any(policy.verify_every is not None for policy in fleet.policies)
         for facts in sla.facts(cursor, hosts=fleet.hosts, with_layers=with_layers):
             policy = fleet.policy_of(vm=facts.vm, host=facts.host, title=facts.title, metadata=facts.metadata)
-            verdict = judge(facts, policy=policy, now=now)
+            verdict = judge(facts, policy=policy, now=now, deadline=deadline)
             verdicts.append(verdict)
-            _count(found, verdict, zone=_zone(fleet, facts.host))
+            _count(found, verdict)
     with database.transaction() as cursor:
         sla.replace_verdicts(cursor, verdicts=[(v, _zone(fleet, v.facts.host)) for v in verdicts], now=now)
         sla.count_compliance(cursor, verdicts=verdicts, now=now)
@@ -59,12 +61,11 @@ def look(database: Database, *, fleet: Fleet, seen: Seen, now: datetime) -> Look
     return found
 
 
-def _count(found: Look, verdict: Verdict, *, zone: str | None) -> None:
+def _count(found: Look, verdict: Verdict) -> None:
     facts = verdict.facts
     found.statuses[verdict.status] += 1
     found.findings += verdict.findings
     found.subjects.add(Subject(kind=SubjectKind.VM, key=facts.vm_uuid, label=facts.vm))
-    found.places[facts.vm_uuid] = zone, verdict.policy.name if verdict.policy is not None else None
 
 
 def _zone(fleet: Fleet, host: str) -> str | None:

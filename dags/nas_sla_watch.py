@@ -1,0 +1,63 @@
+"""
+### Is every VM protected as promised?
+
+`look ─▶ deliver[channel]`, and `look ─▶ emit`
+
+* **look** asks every host for its VMs and the catalog for their backups, apart from all runs: a schedule that never
+  fired is seen here. Each VM is judged by its policy (`fleet.yaml`): age of the newest restorable backup against the
+  RPO, failures, what changed, volumes, verification, drills. Alerts are opened once, updated, and closed when what
+  they say is true no more. Its result counts the VMs and says the worst.
+* **deliver** tells each channel of `fleet.yaml` what it was not told yet, in one message. What a channel refuses is
+  tried again after the next look.
+* **emit** hands the fleet's numbers to Airflow's metrics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow.retries import task_defaults
+from nasbackup.fleet import load
+
+
+@dag(
+    dag_id="nas_sla_watch",
+    dag_display_name="NAS SLA watch",
+    description="Judge every VM by its policy; open, deliver and close alerts",
+    doc_md=__doc__,
+    schedule="*/5 * * * *",
+    catchup=False,
+    max_active_runs=1,
+    tags=["nas-backup"],
+    is_paused_upon_creation=False,
+    default_args=task_defaults(),
+)
+def nas_sla_watch() -> None:
+    @task
+    def look() -> dict[str, Any]:
+        """Judge every VM; open and close alerts."""
+        from nasbackup.airflow import sla_tasks
+
+        return sla_tasks.look_at_fleet()
+
+    @task(map_index_template="{{ channel_label }}")
+    def deliver(channel: str) -> dict[str, Any]:
+        """Tell a channel what it was not told yet."""
+        from nasbackup.airflow import alert_tasks
+
+        get_current_context()["channel_label"] = channel
+        return alert_tasks.deliver(channel=channel)
+
+    @task
+    def emit() -> None:
+        """The fleet's numbers, for Airflow's metrics."""
+        from nasbackup.airflow import alert_tasks
+
+        alert_tasks.emit()
+
+    looked = look()
+    looked >> [deliver.expand(channel=[channel.name for channel in load().channels]), emit()]
+
+
+nas_sla_watch()
