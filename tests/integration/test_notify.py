@@ -173,7 +173,7 @@ def test_a_mail_says_what_is_wrong_and_what_to_do(mail_server: MailServer) -> No
     assert mail["Auto-Submitted"] == "auto-generated"
     html = html_of(mail)
     assert "Look at the VM&#39;s last runs." in html
-    assert 'href="https://airflow.example.org/nasbackup"' in html
+    assert 'href="https://airflow.example.org/nasbackup/alerts"' in html
 
 
 def test_a_hostile_name_breaks_no_mail(mail_server: MailServer) -> None:

@@ -156,7 +156,7 @@ def test_one_alert_is_its_own_subject() -> None:
     text = body([notice()], link="https://airflow.example.org/nasbackup")
     assert "What to do: Look at the VM's last runs." in text
     assert "stale, since 2026-01-31 22:00 UTC" in text
-    assert text.endswith("\n\nhttps://airflow.example.org/nasbackup")
+    assert text.endswith("\n\nhttps://airflow.example.org/nasbackup/alerts")
 
 
 def test_a_storm_is_one_message_that_says_how_many() -> None:
@@ -187,5 +187,5 @@ def test_a_vm_has_a_link_of_its_own() -> None:
     alerts = document([notice(), notice(2, subject=HOST)], link="https://a.example.org/nasbackup")["alerts"]
     assert [entry["link"] for entry in alerts] == [
         f"https://a.example.org/nasbackup/vms/{EAST.key}",
-        "https://a.example.org/nasbackup",
+        "https://a.example.org/nasbackup/alerts",
     ]

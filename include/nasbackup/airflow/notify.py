@@ -26,7 +26,7 @@ from nasbackup.errors import ChannelRefused
 from nasbackup.sla.alerts import Event
 from nasbackup.sla.channels import Channel, ChannelType
 from nasbackup.sla.findings import Severity
-from nasbackup.sla.messages import SHOWN, Notice, body, document, facts_of, in_order, one_line, rest, title
+from nasbackup.sla.messages import SHOWN, Notice, alerts_page, body, document, facts_of, in_order, one_line, rest, title
 
 TIMEOUT = 30.0
 
@@ -121,7 +121,7 @@ class StrictAppriseNotifier(AppriseNotifier):
 def mail(notices: Sequence[Notice], *, link: str) -> str:
     """The mail's HTML; everything in it is escaped."""
     shown = [facts_of(notice) for notice in in_order(notices)[:SHOWN]]
-    return _template().render(title=title(notices), notices=shown, rest=rest(notices), link=link)
+    return _template().render(title=title(notices), notices=shown, rest=rest(notices), link=alerts_page(link))
 
 
 def _template() -> jinja2.Template:

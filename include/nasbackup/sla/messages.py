@@ -76,7 +76,7 @@ def body(notices: Sequence[Notice], *, link: str) -> str:
         blocks.append("\n".join(lines if notice.event is Event.CLOSED else [*lines, f"  What to do: {facts['hint']}"]))
     if rest(notices):
         blocks.append(rest(notices))
-    return "\n\n".join([*blocks, link] if link else blocks)
+    return "\n\n".join([*blocks, alerts_page(link)] if link else blocks)
 
 
 def rest(notices: Sequence[Notice]) -> str:
@@ -107,7 +107,7 @@ def document(notices: Sequence[Notice], *, link: str) -> dict[str, Any]:
         "source": "nasbackup",
         "version": 1,
         "title": title(notices),
-        "link": link,
+        "link": alerts_page(link),
         "alerts": [
             {
                 "alert": notice.alert_id,
@@ -121,16 +121,21 @@ def document(notices: Sequence[Notice], *, link: str) -> dict[str, Any]:
                 "hint": notice.hint,
                 "opened_at": notice.opened_at.isoformat(),
                 "closed_at": notice.closed_at.isoformat() if notice.closed_at else None,
-                "link": vm_link(link, subject=notice.subject),
+                "link": page_of(notice.subject, link=link),
             }
             for notice in in_order(notices)
         ],
     }
 
 
-def vm_link(link: str, *, subject: Subject) -> str:
-    """The page of the subject: a VM has one of its own."""
-    return f"{link}/vms/{subject.key}" if link and subject.kind is SubjectKind.VM else link
+def alerts_page(link: str) -> str:
+    """``link``: address of the fleet's page; empty where nobody knows it."""
+    return f"{link}/alerts" if link else ""
+
+
+def page_of(subject: Subject, *, link: str) -> str:
+    """A VM has a page of its own."""
+    return f"{link}/vms/{subject.key}" if link and subject.kind is SubjectKind.VM else alerts_page(link)
 
 
 def one_line(text: str) -> str:
