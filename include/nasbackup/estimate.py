@@ -44,7 +44,13 @@ class LayerSize:
 
 
 History = Mapping[str, Sequence[LayerSize]]
-"""A volume's source -> its layers in this repository, the newest first, back to a full one where there is any."""
+"""A volume's source -> its layers in this repository, the newest first, so far back that it ``is_enough``, or all."""
+
+
+def is_enough(plan: VolumePlan, *, layers: Sequence[LayerSize]) -> bool:
+    """Whether layers older than these would change nothing in what is estimated for this volume."""
+    is_based = plan.type is BackupType.INCREMENTAL or bool(_last_chain(layers))
+    return is_based and len(_increments(layers)) >= LAST
 
 
 def nas_bytes(plans: Sequence[VolumePlan], *, allocated: Mapping[str, int], history: History) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from nasbackup import steps
-from nasbackup.catalog import backups
+from nasbackup.catalog import Database, backups
 from nasbackup.errors import GuestNotFrozen, NotARepository, UnknownVm, UnknownVolume, VmBusy
 from nasbackup.model import BackupStatus, BackupType, Mode, Quiesce, Reason, VolumeReason
 from nasbackup.nas import manifest
 
+from tests.integration.round_trips import listening_in
 from tests.integration.story import Story, tool
 
 MIB = 1 << 20
@@ -269,3 +272,29 @@ def story_environment(story: Story) -> dict[str, str]:
     import os
 
     return {**os.environ, "NASBACKUP_CATALOG": str(story.site.database.parameters["dsn"])}
+
+
+def test_a_decision_asks_the_catalog_fourteen_times(story: Story, postgres_directory: str) -> None:
+    """With a million backups in the catalog, round trips and what is planned for each are the time that it takes."""
+    for _ in range(4):
+        story.backup()
+    dsn = story.site.database.parameters["dsn"]
+    with listening_in(postgres_directory) as (directory, asked):
+        listened = Database(parameters={"dsn": dsn.replace(quote(postgres_directory, safe=""), directory)})
+        with listened.reading():
+            pass  # connected
+        asked.clear()
+        story.site = replace(story.site, database=listened)
+        ticket, decided = story.decide()
+        questions = [question.partition(" ")[0] for question in asked]
+        steps.end_job(story.site, ticket=ticket, why_failed="this test only counts")
+    assert decided.type is BackupType.INCREMENTAL
+    assert questions == [
+        "SELECT",  # the marker's identity
+        *("BEGIN", "WITH", "SELECT", "COMMIT"),  # the lease; what dead runs left
+        "WITH",  # a free name
+        *("SELECT", "SELECT"),  # what the chain ends with
+        "WITH",  # what earlier backups needed
+        "SELECT",  # the marker's identity, before anything is written
+        *("BEGIN", "UPDATE", "WITH", "COMMIT"),  # the lease is still held; the row
+    ], asked

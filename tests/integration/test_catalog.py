@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import psycopg2
 import pytest
-from nasbackup.catalog import Cursor, Database, backups, leases, migrate, repositories, restore_points, vms
+from nasbackup.catalog import Cursor, Database, backups, history, leases, migrate, repositories, restore_points, vms
 from nasbackup.errors import (
     AttemptSuperseded,
     BackupNotFound,
@@ -134,7 +134,7 @@ def opened(
         "created_at": when,
         **changes,
     }
-    return backups.open_backup(cursor, decision=decision, vm_uuid=vm, repository=repository, **values)
+    return backups.open_backup(cursor, decision=decision, vm_uuid=vm, repository=repository, **values).backup_id
 
 
 _numbers = iter(range(10_000))
@@ -282,7 +282,17 @@ def test_a_fork_leaves_its_parents_connections_alone(catalog: Database) -> None:
     assert backend_of(catalog) == mine, "and it is still good"
 
 
+def test_what_is_read_outside_of_a_transaction_is_what_was_committed(catalog: Database) -> None:
+    with catalog.reading() as cursor:
+        with catalog.transaction() as writer:
+            backup_id = opened(writer, full())
+            assert backups.list_backups(cursor) == []
+        assert [backup.backup_id for backup in backups.list_backups(cursor)] == [backup_id]
+
+
 def test_an_error_in_the_block_rolls_everything_back(catalog: Database) -> None:
+    with catalog.reading() as cursor:
+        assert backups.list_backups(cursor) == [], "and the connection of this is the one of the next"
     with pytest.raises(BackupNotFound), catalog.transaction() as cursor:
         backups.get(cursor, backup_id=opened(cursor, full()) + 1)
     with catalog.transaction() as cursor:
@@ -404,6 +414,21 @@ def test_a_takeover_waits_for_what_the_holder_writes_in_its_transaction(catalog:
 
     assert together(holder, rival) == [None, None]
     assert order == ["written", "taken over"]
+
+
+def test_taking_a_lease_notes_where_the_vm_is_now_unless_it_is_refused(catalog: Database) -> None:
+    def take(holder: str, *, uuid: str, name: str, host: str) -> Lease:
+        with catalog.transaction() as cursor:
+            return leases.acquire_and_register(cursor, vm_uuid=uuid, vm=name, host=host, holder=holder)
+
+    new = str(uuid4())
+    renew(catalog, take("run-1", uuid=new, name="new", host="kvm_one"))
+    take("run-1", uuid=VM, name="renamed", host="kvm_two")
+    with pytest.raises(VmBusy, match="run-1"):
+        take("run-2", uuid=VM, name="renamed again", host="kvm_three")
+    with catalog.reading() as cursor:
+        found = {vm.vm_uuid: (vm.vm, vm.host) for vm in restore_points.known_vms(cursor)}
+    assert found == {VM: ("renamed", "kvm_two"), OTHER_VM: ("i-2-2-VM", "kvm_one"), new: ("new", "kvm_one")}
 
 
 # --- one backup at a time -------------------------------------------------------------------------------------
@@ -608,6 +633,28 @@ def test_a_backup_is_read_back_as_it_was_announced(catalog: Database) -> None:
     ]
 
 
+def test_what_announcing_a_backup_returns_is_what_is_read(catalog: Database) -> None:
+    parent = recorded(catalog, full("backup-1"))
+    with catalog.transaction() as cursor:
+        announced = backups.open_backup(
+            cursor,
+            decision=incremental("backup-2", parent=parent, position=1),
+            external_id="i-2-1-VM/x",
+            vm_uuid=VM,
+            host="kvm_one",
+            repository="nas_one",
+            run_id="r",
+            lease_token=1,
+            created_at=BEGIN,
+            request={"exclude_volumes": ("vdb",)},
+        )
+        assert announced == backups.get(cursor, backup_id=announced.backup_id)
+        assert announced.parent == backups.get(cursor, backup_id=parent).external_id
+        backups.replan(cursor, backup_id=announced.backup_id, decision=full("backup-2", volumes=[plan("a"), plan("b")]))
+        again = backups.get(cursor, backup_id=announced.backup_id)
+    assert (again.type, again.parent, [volume.name for volume in again.volumes]) == (BackupType.FULL, None, ["a", "b"])
+
+
 def test_the_lineage_is_the_full_first_and_the_backup_last(catalog: Database) -> None:
     line = chain_of_three(catalog)
     recorded(catalog, full("backup-4"))
@@ -695,6 +742,28 @@ def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Databa
     with catalog.transaction() as cursor:
         cursor.execute("INSERT INTO retired_checkpoint SELECT vm_id, 'backup-8' FROM vm WHERE uuid = %s", (VM,))
     assert is_taken("vm/2026.01.31.22.00.06", "backup-8", vm=VM)
+
+
+def test_layer_sizes_go_back_as_far_as_an_estimate_asks_for(catalog: Database) -> None:
+    """A volume that was detached for two weeks is still known."""
+    away = plan("DATA-2", source="/images/away.qcow2")
+    with catalog.transaction() as cursor:
+        for number in range(16):
+            decision = full(f"backup-{number}", volumes=[plan(), away] if number == 0 else [plan()])
+            backup_id = opened(cursor, decision)
+            for volume in decision.volumes:
+                backups.claim_attempt(cursor, backup_id=backup_id, volume=volume.name, attempt="a")
+                backups.set_copied(
+                    cursor,
+                    backup_id=backup_id,
+                    volume=volume.name,
+                    attempt="a",
+                    **{**COPIED, "bytes_written": number},
+                )
+            backups.record(cursor, backup_id=backup_id, size=1)
+        layers = history.layer_sizes(cursor, vm_uuid=VM, repository="nas_one", plans=[plan(), away])
+    assert [layer.bytes_written for layer in layers[plan().source]] == list(reversed(range(16)))
+    assert [layer.bytes_written for layer in layers[away.source]] == [0]
 
 
 # --- names from outside ---------------------------------------------------------------------------------------

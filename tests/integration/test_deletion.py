@@ -72,7 +72,7 @@ class Vault:
                 run_id=lease.holder,
                 lease_token=lease.token,
                 created_at=when,
-            )
+            ).backup_id
             backups.set_consistency(cursor, backup_id=backup_id, consistency=Consistency.CRASH)
         backup = self.load(backup_id)
         partial = publish.prepare(self.site.repository, root=self.root, external_id=external_id, domain_xml="<domain/>")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nasbackup.estimate import (
     CLUSTER,
     FIXED,
     MIB,
     SCRATCH_AT_LEAST,
     LayerSize,
+    is_enough,
     layer_bytes,
     nas_bytes,
     scratch_bytes,
@@ -115,3 +118,25 @@ def test_scratch_is_what_may_change_but_some_at_least_and_no_more_than_the_disk(
 def test_scratch_of_a_small_disk_is_no_larger_than_the_disk() -> None:
     small = plan(BackupType.FULL, virtual_size=9 * MIB)
     assert scratch_bytes([small, small], allocated={}, history={}) == 18 * MIB
+
+
+LAYERS = st.lists(st.builds(lambda make, size: make(size * MIB), st.sampled_from([full, increment]), st.integers(0, 9)))
+
+
+@given(what=st.sampled_from([FULL, INCREMENTAL]), layers=LAYERS)
+def test_once_it_is_enough_older_layers_change_nothing(what: VolumePlan, layers: list[LayerSize]) -> None:
+    read = next((n for n in range(len(layers)) if is_enough(what, layers=layers[:n])), len(layers))
+    for estimate in (nas_bytes, scratch_bytes):
+        of_some, of_all = (
+            estimate([what], allocated={what.source: 7 * MIB}, history={what.source: known})
+            for known in (layers[:read], layers)
+        )
+        assert of_some == of_all
+
+
+def test_what_is_enough_depends_on_what_is_planned() -> None:
+    increments = [increment(MIB)] * 3
+    assert is_enough(INCREMENTAL, layers=increments)
+    assert not is_enough(INCREMENTAL, layers=[full(MIB), *increments[:2]])
+    assert not is_enough(FULL, layers=increments), "the chain may go on"
+    assert is_enough(FULL, layers=[*increments, full(MIB)])

@@ -9,16 +9,9 @@ from typing import Any
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.catalog.rows import decision_columns, insert_volumes, with_volumes
+from nasbackup.catalog.rows import INSERT_AND_SELECT, INSERT_VOLUMES, SELECT, decided, fetch
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
-
-# Columns of later migrations are named as well: an older catalog then says that it is one (CatalogOutdated).
-_SELECT = """
-    SELECT b.*, b.begun, b.pinned_at, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository, p.external_id AS parent
-      FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
-      LEFT JOIN backup p ON p.backup_id = b.parent_id
-"""
 
 _LINE = """
     WITH RECURSIVE line AS (
@@ -28,13 +21,20 @@ _LINE = """
     )
 """
 
+_LATEST = """
+    WHERE b.vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
+      AND b.repository_id = (SELECT repository_id FROM repository WHERE name = %s)
+      AND b.status = 'BackedUp'
+    ORDER BY b.begun DESC LIMIT 1
+"""
+
 
 # --- reading --------------------------------------------------------------------------------------------------
 
 
 def get(cursor: Cursor, *, backup_id: int) -> Backup:
-    cursor.execute(_SELECT + " WHERE b.backup_id = %s", (backup_id,))
-    found = with_volumes(cursor, cursor.fetchall())
+    cursor.execute(SELECT + " WHERE b.backup_id = %s", (backup_id,))
+    found = fetch(cursor)
     if not found:
         raise BackupNotFound(backup=backup_id)
     return found[0]
@@ -49,8 +49,8 @@ def find(cursor: Cursor, *, external_id: str) -> Backup:
 
 
 def find_or_none(cursor: Cursor, *, external_id: str) -> Backup | None:
-    cursor.execute(_SELECT + " WHERE b.external_id = %s", (external_id,))
-    found = with_volumes(cursor, cursor.fetchall())
+    cursor.execute(SELECT + " WHERE b.external_id = %s", (external_id,))
+    found = fetch(cursor)
     return found[0] if found else None
 
 
@@ -66,11 +66,9 @@ def list_backups(
 
 def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
     """The newest BackedUp backup of this VM in this repository: by order of begin, which no clock can turn round."""
-    cursor.execute(
-        _SELECT + " WHERE vm.uuid = %s AND r.name = %s AND b.status = 'BackedUp' ORDER BY b.begun DESC LIMIT 1",
-        (vm_uuid, repository),
-    )
-    found = with_volumes(cursor, cursor.fetchall())
+    # Numbers, not a condition on what is joined: then the index ends at the first, however many there are.
+    cursor.execute(SELECT + _LATEST, (vm_uuid, repository))
+    found = fetch(cursor)
     return found[0] if found else None
 
 
@@ -90,16 +88,16 @@ def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
 
 def select_where(cursor: Cursor, condition: str, values: Sequence[Any]) -> list[Backup]:
     """Backups that meet a condition of this package's own making, in the order they were begun."""
-    cursor.execute(f"{_SELECT} WHERE {condition} ORDER BY b.begun", values)
-    return with_volumes(cursor, cursor.fetchall())
+    cursor.execute(f"{SELECT} WHERE {condition} ORDER BY b.begun", values)
+    return fetch(cursor)
 
 
 def lineage(cursor: Cursor, *, backup_id: int) -> list[Backup]:
     """The backup and its ancestors, the full first."""
     cursor.execute(
-        _LINE + _SELECT + " JOIN line ON line.backup_id = b.backup_id ORDER BY b.chain_position", (backup_id,)
+        _LINE + SELECT + " JOIN line ON line.backup_id = b.backup_id ORDER BY b.chain_position", (backup_id,)
     )
-    return with_volumes(cursor, cursor.fetchall())
+    return fetch(cursor)
 
 
 # --- making ---------------------------------------------------------------------------------------------------
@@ -117,22 +115,12 @@ def open_backup(
     lease_token: int,
     created_at: datetime,
     request: Mapping[str, Any] | None = None,
-) -> int:
-    """Announce a backup: from this moment on nobody can delete its parent. Returns its number."""
+) -> Backup:
+    """Announce a backup: from this moment on nobody can delete its parent."""
     cursor.execute(
-        """
-        INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
-                            chain_position, parent_id, checkpoint, vm_state, host, request, run_id, lease_token,
-                            created_at)
-        VALUES ((SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s),
-                (SELECT repository_id FROM repository WHERE name = %(repository)s),
-                %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
-                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(vm_state)s, %(host)s, %(request)s, %(run_id)s,
-                %(lease_token)s, %(created_at)s)
-        RETURNING backup_id
-        """,
+        INSERT_AND_SELECT,
         {
-            **decision_columns(decision),
+            **decided(decision),
             "vm_uuid": vm_uuid,
             "repository": repository,
             "external_id": external_id,
@@ -143,14 +131,13 @@ def open_backup(
             "created_at": created_at,
         },
     )
-    row = cursor.fetchone()
-    assert row is not None, "RETURNING gives a row"
-    insert_volumes(cursor, backup_id=row["backup_id"], decision=decision)
-    return int(row["backup_id"])
+    (backup,) = fetch(cursor)
+    return backup
 
 
 def replan(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
     """Replace what was decided before anything was begun: the VM started or stopped meanwhile."""
+    columns = {**decided(decision), "backup_id": backup_id}
     cursor.execute(
         """
         UPDATE backup SET type = %(type)s, reason = %(reason)s, explanation = %(explanation)s,
@@ -158,11 +145,11 @@ def replan(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
                checkpoint = %(checkpoint)s, vm_state = %(vm_state)s
          WHERE backup_id = %(backup_id)s AND status = 'BackingUp'
         """,
-        {**decision_columns(decision), "backup_id": backup_id},
+        columns,
     )
     _require_change(cursor, backup_id=backup_id)
     cursor.execute("DELETE FROM backup_volume WHERE backup_id = %s", (backup_id,))
-    insert_volumes(cursor, backup_id=backup_id, decision=decision)
+    cursor.execute(INSERT_VOLUMES, columns)
 
 
 def set_source_stamp(cursor: Cursor, *, backup_id: int, volume: str, stamp: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-import psycopg2.extras
 
 from nasbackup.catalog import idle
 from nasbackup.errors import CatalogAddressInvalid, CatalogConflict, CatalogOutdated, CatalogUnreachable
@@ -28,9 +28,25 @@ _DEFAULTS = {
     "application_name": "nasbackup",
 }
 
-Cursor = psycopg2.extras.RealDictCursor
 PlainCursor = psycopg2.extensions.cursor
 """A tuple per row: for very many of them."""
+
+
+class Cursor(PlainCursor):
+    """A dictionary per row. (That of psycopg2.extras is made by a call in Python for each column.)"""
+
+    def fetchone(self) -> dict[str, Any] | None:  # type: ignore[override]
+        return next(iter(self._named(super().fetchmany(1))), None)
+
+    def fetchall(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self._named(super().fetchall())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        return iter(self.fetchall())
+
+    def _named(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        names = [column.name for column in self.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +55,23 @@ class Database:
 
     parameters: Mapping[str, Any] = field(repr=False)
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Cursor]:
+    def transaction(self) -> AbstractContextManager[Cursor]:
         """One transaction on a connection of its own: committed when the block ends well, else rolled back.
 
         Raises CatalogUnreachable when PostgreSQL does not answer.
         """
+        return self._connected(autocommit=False)
+
+    def reading(self) -> AbstractContextManager[Cursor]:
+        """For looking only: every statement stands alone, and sees what was committed when it began.
+
+        So it does in a transaction, too (PostgreSQL's READ COMMITTED), which costs two round trips more. Nothing is
+        locked, and what a statement would change were committed at once. Raises CatalogUnreachable.
+        """
+        return self._connected(autocommit=True)
+
+    @contextlib.contextmanager
+    def _connected(self, *, autocommit: bool) -> Iterator[Cursor]:
         parameters = {**_DEFAULTS, **self.parameters}
         try:
             connection = idle.take(parameters)
@@ -54,7 +81,10 @@ class Database:
             # libpq quotes the whole address in its message, the password with it: nothing of it is passed on.
             raise CatalogAddressInvalid(problem="libpq does not understand it") from None
         try:
-            with connection, connection.cursor(cursor_factory=Cursor) as cursor:
+            connection.autocommit = autocommit  # the client's own affair: nothing is sent
+            # A connection that is entered begins a transaction, whatever its autocommit says.
+            block = contextlib.nullcontext() if autocommit else connection
+            with block, connection.cursor(cursor_factory=Cursor) as cursor:
                 yield cursor
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise CatalogUnreachable(reason=_one_line(error)) from error

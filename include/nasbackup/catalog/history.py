@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nasbackup.catalog.database import Cursor
-from nasbackup.estimate import LayerSize
-from nasbackup.model import BackupType
+from nasbackup.estimate import History, LayerSize, is_enough
+from nasbackup.model import BackupType, VolumePlan
 
-_ENOUGH = 200
-"""Backups that are looked back at: more than any chain that makes sense is long."""
+_MOSTLY = 12
+"""Backups that are looked back at first: a chain of the usual length, and some increments of the one before."""
+
+_AT_MOST = 200
+"""More than any chain that makes sense is long."""
 
 
-def layer_sizes(cursor: Cursor, *, vm_uuid: str, repository: str) -> dict[str, list[LayerSize]]:
-    """Source of a volume -> its layers in this repository, the newest first (``estimate.History``).
+def layer_sizes(cursor: Cursor, *, vm_uuid: str, repository: str, plans: Sequence[VolumePlan]) -> History:
+    """The volumes' layers in this repository, as far back as an estimate for ``plans`` asks for.
 
     Also of backups that are being deleted: they tell how much changes just as well.
     """
+    recent = _newest(cursor, vm_uuid=vm_uuid, repository=repository, backups=_MOSTLY)
+    if all(is_enough(plan, layers=recent.get(plan.source, ())) for plan in plans):
+        return recent
+    return _newest(cursor, vm_uuid=vm_uuid, repository=repository, backups=_AT_MOST)
+
+
+def _newest(cursor: Cursor, *, vm_uuid: str, repository: str, backups: int) -> History:
     cursor.execute(
         """
         WITH recent AS (
@@ -29,7 +41,7 @@ def layer_sizes(cursor: Cursor, *, vm_uuid: str, repository: str) -> dict[str, l
          WHERE v.bytes_read IS NOT NULL AND v.bytes_written IS NOT NULL
          ORDER BY begun DESC
         """,
-        (vm_uuid, repository, _ENOUGH),
+        (vm_uuid, repository, backups),
     )
     found: dict[str, list[LayerSize]] = {}
     for row in cursor.fetchall():

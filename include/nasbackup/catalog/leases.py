@@ -6,11 +6,25 @@ Times are the database's, so workers with wrong clocks agree on when a lease end
 from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
+from nasbackup.catalog.vms import REGISTER
 from nasbackup.errors import LeaseLost, VmBusy
 from nasbackup.model import Lease
 
 LEASE_SECONDS = 900
 """A holder renews every few seconds while it works; the rest is slack for a scheduler that is slow or down."""
+
+_THIS_VM = "SELECT vm_id FROM vm WHERE uuid = %(uuid)s"
+
+_TAKE = """
+    INSERT INTO lease AS l (vm_id, holder, expires_at)
+    SELECT vm_id, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s) FROM this_vm
+    ON CONFLICT (vm_id) DO UPDATE
+       SET token = CASE WHEN l.holder = EXCLUDED.holder AND NOT %(anew)s THEN l.token
+                        ELSE nextval('lease_token') END,
+           holder = EXCLUDED.holder, acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
+     WHERE l.holder = EXCLUDED.holder OR l.expires_at < clock_timestamp()
+    RETURNING token, expires_at
+"""
 
 
 def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = LEASE_SECONDS) -> Lease:
@@ -22,25 +36,25 @@ def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int 
     return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=True)
 
 
+def acquire_and_register(
+    cursor: Cursor, *, vm_uuid: str, vm: str, host: str, holder: str, seconds: int = LEASE_SECONDS
+) -> Lease:
+    """``acquire`` for a VM that may be new, or have a new name or host: ``vms.register`` in the same round trip."""
+    return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=True, host=host)
+
+
 def join(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = LEASE_SECONDS) -> Lease:
     """Take the VM's lease, or share the one that the same holder has: with its token. Raises VmBusy."""
     return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=False)
 
 
-def _take(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int, anew: bool) -> Lease:
+def _take(
+    cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int, anew: bool, host: str | None = None
+) -> Lease:
+    this_vm = _THIS_VM if host is None else f"{REGISTER} RETURNING vm_id"
     cursor.execute(
-        """
-        INSERT INTO lease AS l (vm_id, holder, expires_at)
-        SELECT vm_id, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s)
-          FROM vm WHERE uuid = %(uuid)s
-        ON CONFLICT (vm_id) DO UPDATE
-           SET token = CASE WHEN l.holder = EXCLUDED.holder AND NOT %(anew)s THEN l.token
-                            ELSE nextval('lease_token') END,
-               holder = EXCLUDED.holder, acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
-         WHERE l.holder = EXCLUDED.holder OR l.expires_at < clock_timestamp()
-        RETURNING token, expires_at
-        """,
-        {"uuid": vm_uuid, "holder": holder, "seconds": seconds, "anew": anew},
+        f"WITH this_vm AS ({this_vm}) {_TAKE}",
+        {"uuid": vm_uuid, "name": vm, "host": host, "holder": holder, "seconds": seconds, "anew": anew},
     )
     row = cursor.fetchone()
     if row is None:

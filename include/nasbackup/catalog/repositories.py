@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.errors import UnknownRepository
 from nasbackup.model import Repository, RepositoryType
+
+_SELECT = "SELECT name, uuid, type, path, address FROM repository"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +34,23 @@ def register(cursor: Cursor, *, repository: Repository, uuid: str) -> None:
 
 def get(cursor: Cursor, *, name: str) -> Registered:
     """The repository of this name. Raises UnknownRepository."""
-    everything = list_all(cursor)
-    for registered in everything:
-        if registered.repository.name == name:
-            return registered
-    known = ", ".join(registered.repository.name for registered in everything) or "none"
+    cursor.execute(f"{_SELECT} WHERE name = %s", (name,))
+    row = cursor.fetchone()
+    if row is not None:
+        return _registered(row)
+    known = ", ".join(registered.repository.name for registered in list_all(cursor)) or "none"
     raise UnknownRepository(repository=name, known=f"{known} (registered with `nasbackup register-repository`)")
 
 
 def list_all(cursor: Cursor) -> list[Registered]:
-    cursor.execute("SELECT name, uuid, type, path, address FROM repository ORDER BY name")
-    return [
-        Registered(
-            repository=Repository(
-                name=row["name"], type=RepositoryType(row["type"]), path=row["path"], address=row["address"]
-            ),
-            uuid=str(row["uuid"]),
-        )
-        for row in cursor.fetchall()
-    ]
+    cursor.execute(f"{_SELECT} ORDER BY name")
+    return [_registered(row) for row in cursor.fetchall()]
+
+
+def _registered(row: Mapping[str, Any]) -> Registered:
+    return Registered(
+        repository=Repository(
+            name=row["name"], type=RepositoryType(row["type"]), path=row["path"], address=row["address"]
+        ),
+        uuid=str(row["uuid"]),
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
+
+from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.model import (
@@ -19,32 +22,41 @@ from nasbackup.model import (
     VolumeReason,
 )
 
+# --- reading --------------------------------------------------------------------------------------------------
 
-def with_volumes(cursor: Cursor, rows: Sequence[Mapping[str, Any]]) -> list[Backup]:
-    """Rows of backups, joined with the names of their VM, repository and parent, as values with their volumes."""
-    if not rows:
-        return []
-    cursor.execute(
-        "SELECT * FROM backup_volume WHERE backup_id = ANY(%s) ORDER BY backup_id, ordinal",
-        ([row["backup_id"] for row in rows],),
-    )
-    volumes: dict[int, list[BackupVolume]] = {}
-    for row in cursor.fetchall():
-        volumes.setdefault(row["backup_id"], []).append(_volume(row))
-    return [_backup(row, volumes=tuple(volumes.get(row["backup_id"], ()))) for row in rows]
+
+def _select(*, backup: str, volume: str) -> str:
+    # Columns of later migrations are named as well: an older catalog then says that it is one (CatalogOutdated).
+    # The parent is no join: a table joined with itself, with all its indexes, takes longer to plan than to read.
+    return f"""
+    SELECT b.*, b.begun, b.pinned_at, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository,
+           (SELECT p.external_id FROM backup p WHERE p.backup_id = b.parent_id) AS parent,
+           (SELECT json_agg(v ORDER BY v.ordinal) FROM {volume} v WHERE v.backup_id = b.backup_id) AS volumes
+      FROM {backup} b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
+    """  # noqa: S608 - names that are in this file
+
+
+SELECT = _select(backup="backup", volume="backup_volume")
+"""What ``fetch`` understands; conditions are on ``b``, ``vm`` and ``r``. One round trip brings backups and volumes."""
+
+
+def fetch(cursor: Cursor) -> list[Backup]:
+    return [_backup(row) for row in cursor.fetchall()]
 
 
 def _volume(row: Mapping[str, Any]) -> BackupVolume:
+    """Of an object of JSON, which knows no times."""
     return BackupVolume(
         **{
             **{key: value for key, value in row.items() if key not in ("backup_id", "ordinal")},
             "type": BackupType(row["type"]),
             "reason": VolumeReason(row["reason"]),
+            "verified_at": datetime.fromisoformat(row["verified_at"]) if row["verified_at"] else None,
         }
     )
 
 
-def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Backup:
+def _backup(row: Mapping[str, Any]) -> Backup:
     return Backup(
         backup_id=row["backup_id"],
         external_id=row["external_id"],
@@ -71,12 +83,44 @@ def _backup(row: Mapping[str, Any], *, volumes: tuple[BackupVolume, ...]) -> Bac
         expires_at=row["expires_at"],
         error=row["error"],
         run_id=row["run_id"],
-        volumes=volumes,
+        volumes=tuple(_volume(volume) for volume in row["volumes"] or ()),
     )
 
 
-def decision_columns(decision: ChainDecision) -> dict[str, Any]:
-    """What was decided, by names of columns of ``backup``."""
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def _insert_volumes(*, backup_id: str) -> str:
+    return f"""
+    INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type, reason,
+                               backing)
+    SELECT {backup_id}, v.ordinal, v.name, v.source, v.target, v.format, v.file, v.virtual_size, v.type, v.reason,
+           v.backing
+      FROM json_populate_recordset(NULL::backup_volume, %(volumes)s) v
+    """  # noqa: S608 - an expression that is in this file
+
+
+INSERT_VOLUMES = _insert_volumes(backup_id="%(backup_id)s")
+
+INSERT_AND_SELECT = f"""
+    WITH opened AS (
+        INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
+                            chain_position, parent_id, checkpoint, vm_state, host, request, run_id, lease_token,
+                            created_at)
+        VALUES ((SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s),
+                (SELECT repository_id FROM repository WHERE name = %(repository)s),
+                %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
+                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(vm_state)s, %(host)s, %(request)s, %(run_id)s,
+                %(lease_token)s, %(created_at)s)
+        RETURNING *
+    ), planned AS ({_insert_volumes(backup_id="(SELECT backup_id FROM opened)")} RETURNING *)
+    {_select(backup="opened", volume="planned")}
+"""  # noqa: S608 - what is above
+"""A backup with its volumes, and what ``SELECT`` would say of it afterwards."""
+
+
+def decided(decision: ChainDecision) -> dict[str, Any]:
+    """What was decided, by names of columns of ``backup``; and its ``volumes``."""
     return {
         "type": decision.type,
         "reason": decision.reason,
@@ -86,17 +130,5 @@ def decision_columns(decision: ChainDecision) -> dict[str, Any]:
         "parent_id": decision.parent_id,
         "checkpoint": decision.checkpoint,
         "vm_state": decision.vm_state,
+        "volumes": Json([{**asdict(plan), "ordinal": ordinal} for ordinal, plan in enumerate(decision.volumes)]),
     }
-
-
-def insert_volumes(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:
-    for ordinal, plan in enumerate(decision.volumes):
-        cursor.execute(
-            """
-            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
-                                       reason, backing)
-            VALUES (%(backup_id)s, %(ordinal)s, %(name)s, %(source)s, %(target)s, %(format)s, %(file)s,
-                    %(virtual_size)s, %(type)s, %(reason)s, %(backing)s)
-            """,
-            {**asdict(plan), "backup_id": backup_id, "ordinal": ordinal},
-        )

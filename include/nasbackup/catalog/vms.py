@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
 
+REGISTER = """
+    INSERT INTO vm (uuid, name, host) VALUES (%(uuid)s, %(name)s, %(host)s)
+    ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
+"""
+
 
 def register(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:
     """Note the VM, or its new name or host. A VM is its UUID; the name is how people find it."""
-    cursor.execute(
-        """
-        INSERT INTO vm (uuid, name, host) VALUES (%s, %s, %s)
-        ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
-        """,
-        (uuid, name, host),
-    )
+    cursor.execute(REGISTER, {"uuid": uuid, "name": name, "host": host})
 
 
 def register_if_unknown(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:
@@ -34,8 +33,9 @@ def active_checkpoint(cursor: Cursor, *, vm_uuid: str, repository: str) -> str |
     """The checkpoint of the last recorded backup; None means that the next one is full."""
     cursor.execute(
         """
-        SELECT a.checkpoint FROM active_checkpoint a JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
-         WHERE vm.uuid = %s AND r.name = %s
+        SELECT checkpoint FROM active_checkpoint
+         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
+           AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)
         """,
         (vm_uuid, repository),
     )

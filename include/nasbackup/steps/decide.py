@@ -37,8 +37,7 @@ def decide_chain(
         vm = observe_vm(hypervisor, request=request)
         site.root()
         with site.database.transaction() as cursor:
-            vms.register(cursor, uuid=vm.uuid, name=vm.name, host=site.host.name)
-            lease = leases.acquire(cursor, vm_uuid=vm.uuid, vm=vm.name, holder=run_id)
+            lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
             remains = backups.unfinished(cursor, vm_uuid=vm.uuid)
         try:
             backup = _resume(site, hypervisor, remains=remains, lease=lease, run_id=run_id) or _announce(
@@ -122,12 +121,12 @@ def _announce(
     now: datetime,
 ) -> Backup:
     existing = checkpoints.names(hypervisor.domain(name=vm.name))
-    with site.database.transaction() as cursor:
+    with site.database.reading() as cursor:
         when = _free_second(cursor, now=now, vm=vm, existing=existing)
     decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=when)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=vm.uuid, vm=vm.name, token=lease.token)
-        backup_id = backups.open_backup(
+        return backups.open_backup(
             cursor,
             decision=decision,
             external_id=layout.external_id(vm=vm.name, when=when),
@@ -139,7 +138,6 @@ def _announce(
             lease_token=lease.token,
             created_at=when,
         )
-        return backups.get(cursor, backup_id=backup_id)
 
 
 def _decide(
@@ -150,8 +148,8 @@ def _decide(
     decision = chain.decide_chain(
         state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
     )
-    with site.database.transaction() as cursor:
-        layers = history.layer_sizes(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
+    with site.database.reading() as cursor:
+        layers = history.layer_sizes(cursor, vm_uuid=vm.uuid, repository=site.repository.name, plans=decision.volumes)
     require_room(site, vm=vm, decision=decision, layers=layers)
     return decision
 

@@ -35,7 +35,7 @@ def chain_state(
     site: Site, hypervisor: Hypervisor, *, vm: Vm, request: BackupRequest, settings: Settings
 ) -> ChainState:
     """Everything that decide_chain looks at."""
-    with site.database.transaction() as cursor:
+    with site.database.reading() as cursor:
         active = vms.active_checkpoint(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
         latest = backups.latest_recorded(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
     usable = {}

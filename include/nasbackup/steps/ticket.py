@@ -53,7 +53,7 @@ class Store:
         )
 
     def repository_uuid(self) -> str:
-        with self.database.transaction() as cursor:
+        with self.database.reading() as cursor:
             return repositories.get(cursor, name=self.repository.name).uuid
 
 
@@ -84,7 +84,7 @@ def base_checkpoint(site: Site, backup: Backup) -> str | None:
     """The checkpoint whose bitmaps say what changed since the parent; None for a full."""
     if backup.parent_id is None:
         return None
-    with site.database.transaction() as cursor:
+    with site.database.reading() as cursor:
         return backups.get(cursor, backup_id=backup.parent_id).checkpoint
 
 
