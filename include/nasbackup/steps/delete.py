@@ -68,7 +68,7 @@ def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[De
     An id that is gone already is no error, it is what was asked for by an earlier try. Raises VmBusy,
     BackupNotDeletable, NasError: the deletions before are done, the one at hand goes on when it is asked for again.
     """
-    with store.database.transaction() as cursor:
+    with store.database.reading() as cursor:
         wanted = [found for name in external_ids if (found := backups.find_or_none(cursor, external_id=name))]
     if not wanted:
         return []
@@ -84,12 +84,12 @@ def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[De
 
 
 def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
-    with store.database.transaction() as cursor:
+    with store.database.reading() as cursor:
         if backups.find_or_none(cursor, external_id=backup.external_id) is None:
             return Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
         active = vms.active_checkpoint(cursor, vm_uuid=backup.vm_uuid, repository=backup.repository)
     removed = let_fall(store, backup=backup, lease_token=lease_token)
-    with store.database.transaction() as cursor:
+    with store.database.reading() as cursor:
         kept_by = deletions.kept_by(cursor, backup_id=backup.backup_id)
     return Deletion(
         external_id=backup.external_id,
