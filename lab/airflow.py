@@ -88,6 +88,13 @@ class Airflow:
                 raise AirflowError(f"no DAG {dag_id} after {timeout:g} s: {errors or 'no import error'}")
             time.sleep(0.5)
 
+    def deadlines(self, dag_id: str) -> list[float]:
+        """Seconds of the DAG's deadlines, as the UI shows them."""
+        response = self._session().get(f"/ui/dags/{dag_id}/deadlineAlerts")
+        if response.is_error:
+            raise AirflowError(f"deadlines of {dag_id}: {response.status_code} {response.text[:500]}")
+        return [alert["interval"] for alert in response.json()["deadline_alerts"]]
+
     def trigger(self, dag_id: str, *, conf: Mapping[str, Any]) -> str:
         """Start a run by hand; returns its id. Raises AirflowError when a param is refused."""
         body = {"conf": dict(conf), "logical_date": None}

@@ -42,7 +42,8 @@ class Cursor(PlainCursor):
         return self._named(super().fetchall())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return iter(self.fetchall())
+        while rows := self._named(super().fetchmany(self.itersize)):  # of a cursor on the server: so many at a time
+            yield from rows
 
     def _named(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         names = [column.name for column in self.description or ()]
