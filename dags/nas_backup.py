@@ -10,7 +10,8 @@ decide_chain ─▶ checkpoint ─▶ copy[volume] ─▶ verify[volume] ─▶ 
 * **checkpoint** fixes the point in time for all volumes at once; the guest runs on.
 * **copy** streams each volume (full: allocated blocks; incremental: changed blocks) to the NAS.
 * **verify** reads every volume back from the NAS and compares digests.
-* **record** publishes the backup: from then on it exists, complete.
+* **record** publishes the backup: from then on it exists, complete. It is an event of the asset `nas_backup`, and of
+  `nas_backup/<uuid of the VM>`: other DAGs can follow it.
 * **end_job** leaves the guest without a job, and undoes a backup that did not get to the end. The chain's old base
   stands until the new backup is recorded: after a failed run the next one is incremental again.
 * **try_again** triggers one more run when the VM was started or stopped in the midst of this one; else it is skipped.
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
+from nasbackup.airflow import assets
 from nasbackup.airflow.deadline import backup_deadline
 from nasbackup.airflow.forms import backup_params
 from nasbackup.airflow.retries import task_defaults
@@ -80,12 +82,15 @@ def nas_backup() -> None:
         get_current_context()["volume_label"] = copied["volume"]
         return backup_tasks.verify(copied=copied)
 
-    @task
+    @task(outlets=[assets.BACKUPS, assets.OF_VM])
     def record(decided: dict[str, Any]) -> dict[str, Any]:
         """Publish the backup."""
         from nasbackup.airflow import backup_tasks
 
-        return backup_tasks.record(decided=decided)
+        recorded = backup_tasks.record(decided=decided)
+        events = get_current_context()["outlet_events"]
+        assets.emit(events, recorded=recorded, vm_uuid=decided["ticket"]["vm_uuid"])
+        return recorded
 
     @task(retries=4)
     def end_job(decided: dict[str, Any]) -> dict[str, Any]:

@@ -298,3 +298,30 @@ def test_a_decision_asks_the_catalog_fourteen_times(story: Story, postgres_direc
         "SELECT",  # the marker's identity, before anything is written
         *("BEGIN", "UPDATE", "WITH", "COMMIT"),  # the lease is still held; the row
     ], asked
+
+
+def test_a_running_copy_tells_how_far_it_is(story: Story) -> None:
+    def progress() -> list[dict[str, object]]:
+        with story.site.database.transaction() as cursor:
+            cursor.execute("SELECT name, phase, done, total FROM copy_progress ORDER BY name")
+            return [dict(row) for row in cursor.fetchall()]
+
+    story.machine.guest_io("vda", "write -P 0x11 0 2M")
+    ticket, backup = story.decide()
+    steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
+    first, second = backup.volumes
+    seen: list[dict[str, object]] = []
+    steps.copy(story.site, ticket=ticket, volume=first.name, on_progress=lambda _: seen.extend(progress()))
+    assert {row["name"] for row in seen} == {first.name}
+    assert seen[-1]["phase"] == "flush"
+    assert seen[-1]["done"] == seen[-1]["total"]
+    assert progress() == []  # its own row says the rest
+
+    def cut_off(_: object) -> None:
+        raise RuntimeError("the network is gone")
+
+    with pytest.raises(RuntimeError):
+        steps.copy(story.site, ticket=ticket, volume=second.name, on_progress=cut_off)
+    assert [row["name"] for row in progress()] == [second.name]
+    steps.end_job(story.site, ticket=ticket)
+    assert progress() == []

@@ -57,6 +57,12 @@ def test_two_vms_with_one_and_two_volumes_at_once(plant: Plant, make_vm: MakeVm,
             "try_again",
         )
     }
+    events = plant.airflow.request("GET", "/assets/events", params={"source_run_id": runs[1]})["asset_events"]
+    assert {event["name"] for event in events} == {"nas_backup", f"nas_backup/{two.uuid}"}
+    latest = plant.backups_of(two.name)[-1]
+    assert [event["extra"]["external_id"] for event in events] == [latest.external_id] * 2
+    assert events[0]["extra"]["bytes_read"] == sum(volume.bytes_read or 0 for volume in latest.volumes)
+
     copied = plant.airflow.result("nas_backup", runs[1], "copy", map_index=1)["result"]
     assert copied["digest"].startswith("sha256-")
     assert copied["bytes_read"] == 0  # the discarded megabyte is known to be zero

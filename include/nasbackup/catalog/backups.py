@@ -260,6 +260,7 @@ def fail(cursor: Cursor, *, backup_id: int, error: str) -> None:
         "UPDATE backup SET status = 'Failed', error = %s WHERE backup_id = %s AND status = 'BackingUp'",
         (error, backup_id),
     )
+    cursor.execute("DELETE FROM copy_progress WHERE backup_id = %s", (backup_id,))
 
 
 def set_cleaned(cursor: Cursor, *, backup_id: int) -> None:

@@ -32,10 +32,12 @@ class KnownVm:
     unprotected_since: datetime | None
     title: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    defined: bool = True
+    """False: its host was asked, and does not define it any more."""
 
 
 def known_vms(cursor: Cursor) -> list[KnownVm]:
-    cursor.execute("SELECT vm_id, name, uuid, host, unprotected_since, title, metadata FROM vm ORDER BY vm_id")
+    cursor.execute("SELECT vm_id, name, uuid, host, unprotected_since, title, metadata, defined FROM vm ORDER BY vm_id")
     return [
         KnownVm(
             vm_id=row["vm_id"],
@@ -45,6 +47,7 @@ def known_vms(cursor: Cursor) -> list[KnownVm]:
             unprotected_since=row["unprotected_since"],
             title=row["title"],
             metadata=row["metadata"],
+            defined=row["defined"],
         )
         for row in cursor.fetchall()
     ]

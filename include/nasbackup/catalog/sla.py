@@ -90,9 +90,21 @@ def facts(cursor: Cursor, *, hosts: Sequence[str], with_layers: bool = True) -> 
             yield VmFacts(**row, recent=recent)
 
 
-def replace_verdicts(cursor: Cursor, *, verdicts: Sequence[tuple[Verdict, str | None]], now: datetime) -> None:
-    """Of one look, each with the VM's zone. VMs that are not among them have none any more."""
-    cursor.execute("DELETE FROM sla_status WHERE NOT vm_id = ANY(%s)", ([v.facts.vm_id for v, _ in verdicts],))
+def replace_verdicts(
+    cursor: Cursor, *, verdicts: Sequence[tuple[Verdict, str | None]], hosts: Sequence[str], now: datetime
+) -> None:
+    """Of one look at these hosts, each with the VM's zone. VMs of theirs that are not among them have none any more.
+
+    Nor have VMs that nobody has judged for a day: their host left fleet.yaml, or another fleet's watch has ended.
+    """
+    cursor.execute(
+        """
+        DELETE FROM sla_status s USING vm
+         WHERE vm.vm_id = s.vm_id AND NOT s.vm_id = ANY(%s)
+           AND (vm.host = ANY(%s) OR NOT vm.defined OR s.checked_at < %s - interval '1 day')
+        """,
+        ([verdict.facts.vm_id for verdict, _ in verdicts], list(hosts), now),
+    )
     if not verdicts:
         return
     execute_values(

@@ -11,6 +11,7 @@ import click
 
 from nasbackup.catalog import Database, migrate, repositories
 from nasbackup.cli import monitoring, output, retention
+from nasbackup.cli.fleet import fleet_group
 from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.cli.places import Place, with_place
 from nasbackup.errors import NasBackupError, NotARepository
@@ -172,7 +173,7 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     output.show_facts({"applied": applied}, as_json=as_json)
 
 
-for command in (*retention.COMMANDS, *monitoring.COMMANDS):
+for command in (*retention.COMMANDS, *monitoring.COMMANDS, fleet_group):
     main.add_command(command)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from nasbackup import layout
 from nasbackup.catalog import backups, leases
+from nasbackup.catalog import progress as reports
 from nasbackup.errors import HostNotReady, RepositoryFull, TargetFull, TransferError
 from nasbackup.hypervisor import connect, job, scratch
 from nasbackup.model import Backup, BackupVolume
@@ -51,7 +52,17 @@ def copy(
     def follow(progress: Progress) -> None:
         if backup.vm_state.has_qemu:
             scratch.require_reserve(site.host)  # first: the guest does not wait for a catalog that does not answer
-        site.renew(ticket)
+        with site.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
+            reports.report(
+                cursor,
+                backup_id=backup.backup_id,
+                volume=volume,
+                phase=progress.phase,
+                done=progress.done,
+                total=progress.total,
+                seconds=progress.seconds,
+            )
         source.require()
         follower.look((progress.phase, progress.done))
         if on_progress:
@@ -90,6 +101,7 @@ def copy(
             digest=done.digest,
             seconds=done.seconds,
         )
+        reports.finished(cursor, backup_id=backup.backup_id, volume=volume)
         return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)
 
 

@@ -53,8 +53,9 @@ def look(
             verdict = judge(facts, policy=policy, now=now, deadline=deadline)
             verdicts.append(verdict)
             _count(found, verdict)
+    zoned = [(verdict, _zone(fleet, verdict.facts.host)) for verdict in verdicts]
     with database.transaction() as cursor:
-        sla.replace_verdicts(cursor, verdicts=[(v, _zone(fleet, v.facts.host)) for v in verdicts], now=now)
+        sla.replace_verdicts(cursor, verdicts=zoned, hosts=fleet.hosts, now=now)
         sla.count_compliance(cursor, verdicts=verdicts, now=now)
     _hosts(found, seen)
     _repositories(found, database, fleet=fleet)
