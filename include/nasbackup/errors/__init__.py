@@ -70,6 +70,14 @@ from nasbackup.errors.request import (
     UnknownVm,
     UnknownVolume,
 )
+from nasbackup.errors.restore import (
+    DefinitionUnusable,
+    NoFreeTarget,
+    RestoreError,
+    UnknownPool,
+    VmExists,
+    VmNotStopped,
+)
 from nasbackup.errors.transfer import (
     ReadFailed,
     TargetFull,
@@ -100,6 +108,7 @@ __all__ = [
     "CatalogUnreachable",
     "ChannelRefused",
     "ConnectionInvalid",
+    "DefinitionUnusable",
     "DrillBusy",
     "DrillFailed",
     "FileNotInBackup",
@@ -119,6 +128,7 @@ __all__ = [
     "NasError",
     "NasIo",
     "NoFileSystem",
+    "NoFreeTarget",
     "NotARepository",
     "NothingToBackUp",
     "ParamInvalid",
@@ -128,6 +138,7 @@ __all__ = [
     "RepositoryFilling",
     "RepositoryFull",
     "RequestError",
+    "RestoreError",
     "SettingInvalid",
     "TargetExists",
     "TargetFull",
@@ -138,11 +149,14 @@ __all__ = [
     "UnknownHost",
     "UnknownParam",
     "UnknownPolicy",
+    "UnknownPool",
     "UnknownRepository",
     "UnknownVm",
     "UnknownVolume",
     "VerifyFailed",
     "VmBusy",
+    "VmExists",
+    "VmNotStopped",
     "VmStarted",
     "WriteFailed",
 ]

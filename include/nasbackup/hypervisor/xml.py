@@ -53,17 +53,15 @@ def parse_description(domain_xml: str) -> Description:
 def parse_disks(domain_xml: str) -> list[DiskElement]:
     disks = []
     for disk in ET.fromstring(domain_xml).iterfind("./devices/disk"):
-        source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+        driver, target = disk.find("driver"), disk.find("target")
         if target is None:
             continue
-        kind = disk.get("type", "file")
-        path = _source(kind, source) if source is not None else ""
         disks.append(
             DiskElement(
                 target=target.get("dev", ""),
-                source=path,
+                source=disk_source(disk),
                 device=disk.get("device", "disk"),
-                type=kind,
+                type=disk.get("type", "file"),
                 format=driver.get("type", "raw") if driver is not None else "raw",
                 readonly=disk.find("readonly") is not None,
                 encrypted=disk.find("encryption") is not None or disk.find("source/encryption") is not None,
@@ -72,7 +70,11 @@ def parse_disks(domain_xml: str) -> list[DiskElement]:
     return disks
 
 
-def _source(kind: str, source: ET.Element) -> str:
+def disk_source(disk: ET.Element) -> str:
+    """The identity of a ``<disk>``: its path or a URI; empty when it has none that this project understands."""
+    kind, source = disk.get("type", "file"), disk.find("source")
+    if source is None:
+        return ""
     if kind == "network":
         host = source.find("host")
         where = "" if host is None else host.get("socket") or f"{host.get('name', '')}:{host.get('port', '')}"

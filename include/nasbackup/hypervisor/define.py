@@ -1,0 +1,164 @@
+"""Domains that come and go: define, undefine, start, attach a disk. Each may be repeated after a crash."""
+
+from __future__ import annotations
+
+import string
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+
+import libvirt
+
+from nasbackup.errors import NoFreeTarget, UnknownPool, VmExists
+from nasbackup.hypervisor import xml
+from nasbackup.hypervisor.connection import Hypervisor
+
+_PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd", "fdc": "fd", "xen": "xvd"}
+_MOST = {"ide": 4, "fdc": 2}
+DEFAULT_BUS = "virtio"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    target: str
+    bus: str
+    live: bool
+    """Into the running VM as well as into its definition."""
+
+
+def require_free(hypervisor: Hypervisor, *, name: str, uuid: str) -> None:
+    """Raises VmExists when another domain than the one with this UUID has the name."""
+    with hypervisor.doing("looking up a VM"):
+        for domain in hypervisor.connection.listAllDomains():
+            if domain.name() == name and domain.UUIDString() != uuid:
+                raise VmExists(host=hypervisor.host.name, vm=name, uuid=domain.UUIDString())
+
+
+def define(hypervisor: Hypervisor, *, definition: str, name: str, uuid: str) -> libvirt.virDomain:
+    """Define the domain; one with this name and UUID is there from an earlier try. Raises VmExists, HypervisorError."""
+    found = hypervisor.domain_by_uuid(uuid)
+    if found is not None:
+        if found.name() != name:
+            raise VmExists(host=hypervisor.host.name, vm=found.name(), uuid=uuid)
+        return found
+    require_free(hypervisor, name=name, uuid=uuid)
+    with hypervisor.doing(f"defining VM {name}"):
+        return hypervisor.connection.defineXML(definition)
+
+
+def undefine(hypervisor: Hypervisor, *, uuid: str, keep_state: bool = False) -> bool:
+    """End and undefine the domain with all that libvirt keeps of it; False when there is none. Its disks stay.
+
+    ``keep_state``: its UEFI variables and the state of its TPM stay too.
+    """
+    domain = hypervisor.domain_by_uuid(uuid)
+    if domain is None:
+        return False
+    with hypervisor.doing(f"removing VM {domain.name()}"):
+        if domain.isActive():
+            domain.destroy()
+        if keep_state:
+            state = libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_TPM
+        else:
+            state = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_TPM
+        if hypervisor.domain_by_uuid(uuid) is not None:  # a transient one is gone when it has ended
+            domain.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | state
+            )
+    return True
+
+
+def start(hypervisor: Hypervisor, *, uuid: str, name: str, paused: bool = False) -> None:
+    """Start it, unless it runs already. Raises HypervisorError."""
+    with hypervisor.doing(f"starting VM {name}"):
+        domain = hypervisor.connection.lookupByUUIDString(uuid)
+        if not domain.isActive():
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+
+def attach(hypervisor: Hypervisor, *, domain: libvirt.virDomain, file: Path, image_format: str) -> Attached:
+    """The image as a new disk at the next free target of the bus that the VM's disks have.
+
+    In the definition, and in the VM if it runs. A disk of this file is there from an earlier try: in what lacks it, it
+    is completed. Raises NoFreeTarget, HypervisorError.
+    """
+    with hypervisor.doing(f"attaching {file} to VM {domain.name()}"):
+        active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
+        lists = []
+        if persistent:
+            lists.append((libvirt.VIR_DOMAIN_AFFECT_CONFIG, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+        if active:
+            lists.append((libvirt.VIR_DOMAIN_AFFECT_LIVE, domain.XMLDesc()))
+        known = {flag: _target_of(document, file=str(file)) for flag, document in lists}
+        documents = [document for _, document in lists]
+        there = next(filter(None, known.values()), None)
+        bus = next((found for document in documents if (found := bus_of(document, target=there))), DEFAULT_BUS)
+        target = there or next_target(documents, bus=bus, vm=domain.name())
+        flags = sum(flag for flag, found in known.items() if found is None)
+        if flags:
+            domain.attachDeviceFlags(disk_xml(file=str(file), image_format=image_format, target=target, bus=bus), flags)
+    return Attached(target=target, bus=bus, live=active)
+
+
+def pool_directory(hypervisor: Hypervisor, *, pool: str) -> Path:
+    """Where a storage pool that is a directory has its files. Raises UnknownPool."""
+    with hypervisor.doing("listing storage pools"):
+        pools = {found.name(): found for found in hypervisor.connection.listAllStoragePools()}
+        known = ", ".join(sorted(pools)) or "none"
+        if pool not in pools:
+            raise UnknownPool(host=hypervisor.host.name, pool=pool, problem="does not exist", known=known)
+        description = ET.fromstring(pools[pool].XMLDesc())
+        if not pools[pool].isActive():
+            raise UnknownPool(host=hypervisor.host.name, pool=pool, problem="is not started", known=known)
+    path = description.findtext("target/path")
+    if description.get("type") not in ("dir", "fs", "netfs") or not path:
+        raise UnknownPool(host=hypervisor.host.name, pool=pool, problem="has no directory for image files", known=known)
+    return Path(path)
+
+
+# --- pure -----------------------------------------------------------------------------------------------------
+
+
+def bus_of(domain_xml: str, *, target: str | None = None) -> str | None:
+    """Of the disk at this target; None: of the VM's first disk."""
+    for disk in ET.fromstring(domain_xml).iterfind("./devices/disk"):
+        found = disk.find("target")
+        if found is None:
+            continue
+        if found.get("dev") == target or (target is None and disk.get("device", "disk") == "disk"):
+            return found.get("bus") or DEFAULT_BUS
+    return None
+
+
+def next_target(domain_xmls: list[str], *, bus: str, vm: str) -> str:
+    """The first name on the bus that is free in all of these: the running VM, its definition. Raises NoFreeTarget."""
+    used = {disk.target for document in domain_xmls for disk in xml.parse_disks(document)}
+    prefix = _PREFIXES.get(bus, "vd")
+    for number, letters in enumerate(_letters()):
+        if number >= _MOST.get(bus, 256):
+            break
+        if prefix + letters not in used:
+            return prefix + letters
+    raise NoFreeTarget(vm=vm, bus=bus)
+
+
+def disk_xml(*, file: str, image_format: str, target: str, bus: str) -> str:
+    disk = ET.Element("disk", type="file", device="disk")
+    ET.SubElement(disk, "driver", name="qemu", type=image_format)
+    ET.SubElement(disk, "source", file=file)
+    ET.SubElement(disk, "target", dev=target, bus=bus)
+    return ET.tostring(disk, encoding="unicode")
+
+
+def _letters() -> Iterator[str]:
+    letters = string.ascii_lowercase
+    return chain(letters, ("".join(pair) for pair in product(letters, letters)))
+
+
+def _target_of(domain_xml: str, *, file: str) -> str | None:
+    return next((disk.target for disk in xml.parse_disks(domain_xml) if disk.source == file), None)

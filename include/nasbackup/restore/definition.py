@@ -1,0 +1,235 @@
+"""From the definition in a backup to that of another VM: pure, XML in and XML out.
+
+What made the VM that VM (name, UUID, MACs, fixed ports, paths of its own) becomes another's, or libvirt's to choose;
+everything else stays as it was. What cannot be carried over is dropped and told.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+import xml.etree.ElementTree as ET
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from nasbackup import layout
+from nasbackup.errors import DefinitionUnusable, ParamInvalid
+from nasbackup.hypervisor.xml import disk_source
+from nasbackup.restore import devices
+
+ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
+
+_LONGEST_NAME = 200
+"""Bytes: libvirt makes file names of it (logs, sockets), with something before and behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskFile:
+    """What a disk becomes: an image file. ``backing``: what lies below it and is only read; None: it stands alone."""
+
+    file: str
+    format: str
+    backing: DiskFile | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """``notes``: sentences about what the new VM does not have, or has differently."""
+
+    name: str
+    uuid: str
+    xml: str
+    notes: tuple[str, ...]
+    nvram: str | None
+    """Where its UEFI variables are to be; None: it has none, or libvirt makes them from its template."""
+    has_tpm: bool
+    """An emulated one, whose state is a directory named by the VM's UUID."""
+
+
+def redefine(
+    domain_xml: str,
+    *,
+    name: str,
+    disks: Mapping[str, DiskFile],
+    uuid: str | None = None,
+    keep_macs: bool = False,
+    isolate: bool = False,
+    nvram: str | None = None,
+    media: Collection[str] = (),
+) -> Definition:
+    """The definition of a VM ``name`` whose disks are these files: ``disks`` maps the source of each to its file.
+
+    ``uuid``: None makes a new one. ``keep_macs``: the VM takes the old one's place: its MACs, ports and paths of
+    sockets stay. ``isolate``: for a VM that must reach nothing and disturb nobody: no network, no devices, directories
+    or command lines of the host. ``nvram``: path of its UEFI variables; None leaves the choice to libvirt. ``media``:
+    sources of read-only disks, CD-ROMs and floppies that exist and may be shared; the others are taken out.
+    Raises DefinitionUnusable (no XML, or it lacks one of ``disks``), ParamInvalid (the name).
+    """
+    check_name(name)
+    root = _parse(domain_xml)
+    old_name = root.findtext("name") or "?"
+    uuid = str(uuids.UUID(uuid)) if uuid else str(uuids.uuid4())
+    _identify(root, name=name, uuid=uuid)
+    notes = _firmware(root, nvram=nvram)
+    notes += _disks(root, vm=old_name, disks=disks, media=frozenset(media))
+    if isolate:
+        notes += devices.isolate(root)
+    elif not keep_macs:
+        notes += devices.become_another(root)
+    for target in root.iterfind("./devices/interface/target"):
+        target.attrib.pop("dev", None)  # the tap device on the host: libvirt names it
+    tpm = root.find("./devices/tpm/backend")
+    return Definition(
+        name=name,
+        uuid=uuid,
+        xml=ET.tostring(root, encoding="unicode"),
+        notes=tuple(notes),
+        nvram=nvram if root.find("./os/nvram") is not None else None,
+        has_tpm=tpm is not None and tpm.get("type") == "emulator",
+    )
+
+
+def check_name(name: str) -> None:
+    """Raises ParamInvalid for a name that libvirt, or a file system, does not take."""
+    problem = None
+    if not name.strip():
+        problem = "a VM needs a name"
+    elif "/" in name or name in (".", ".."):
+        problem = "a VM's name is no path"
+    elif not name.isprintable():
+        problem = "it has characters that cannot be printed"
+    elif name != name.strip():
+        problem = "it begins or ends with a space"
+    elif len(name.encode()) > _LONGEST_NAME:
+        problem = f"it is longer than {_LONGEST_NAME} bytes"
+    if problem:
+        raise ParamInvalid(name="new_name", value=name, problem=problem)
+
+
+def disk_sources(domain_xml: str) -> frozenset[str]:
+    """Sources of all disks, CD-ROMs and floppies. Raises DefinitionUnusable."""
+    return frozenset(filter(None, map(disk_source, _parse(domain_xml).iterfind("./devices/disk"))))
+
+
+def nvram_path(domain_xml: str) -> str | None:
+    """Where the VM has its UEFI variables: a file on its host; None when it has none, or not in a file."""
+    found = _parse(domain_xml).find("./os/nvram")
+    if found is None or found.get("type", "file") != "file":
+        return None
+    source = found.find("source")
+    path = source.get("file", "") if source is not None else (found.text or "").strip()
+    return path or None
+
+
+def new_nvram_path(domain_xml: str, *, name: str) -> str | None:
+    """Beside the old one, under the new VM's name."""
+    old = nvram_path(domain_xml)
+    if old is None:
+        return None
+    return str(PurePath(old).parent / f"{layout.safe_component(name)}_VARS{PurePath(old).suffix or '.fd'}")
+
+
+def _parse(domain_xml: str) -> ET.Element:
+    try:
+        root = ET.fromstring(domain_xml)
+    except ET.ParseError as error:
+        raise DefinitionUnusable(vm="?", problem=f"it is no XML ({error})") from error
+    if root.tag != "domain":
+        raise DefinitionUnusable(vm="?", problem=f"it is <{root.tag}>, not <domain>")
+    return root
+
+
+def _identify(root: ET.Element, *, name: str, uuid: str) -> None:
+    root.attrib.pop("id", None)  # of the process it ran as
+    _child(root, "name").text = name
+    _child(root, "uuid").text = uuid
+    for entry in root.iterfind("./sysinfo/system/entry[@name='uuid']"):
+        entry.text = uuid  # libvirt refuses one that differs
+    for generation in root.iterfind("./genid"):
+        generation.text = None  # the guest has to see that it was rolled back or copied: libvirt makes a new one
+
+
+def _child(root: ET.Element, tag: str) -> ET.Element:
+    found = root.find(tag)
+    if found is None:
+        found = ET.Element(tag)
+        root.insert(0, found)
+    return found
+
+
+def _firmware(root: ET.Element, *, nvram: str | None) -> list[str]:
+    found = root.find("./os/nvram")
+    if found is None:
+        return []
+    notes = []
+    if found.get("type", "file") != "file":
+        notes.append("its UEFI variables are not in a file of its host: the new VM starts with those of the template")
+        found.attrib.pop("type")
+    for source in found.findall("source"):
+        found.remove(source)
+    found.text = nvram
+    return notes
+
+
+def _disks(root: ET.Element, *, vm: str, disks: Mapping[str, DiskFile], media: Collection[str]) -> list[str]:
+    notes, missing = [], set(disks)
+    for parent in root.iterfind("./devices"):
+        for disk in parent.findall("disk"):
+            source, kind = disk_source(disk), disk.get("device", "disk")
+            target = disk.find("target")
+            called = target.get("dev", "?") if target is not None else "?"
+            if source in disks:
+                missing.discard(source)
+                if _is_encrypted(disk):
+                    notes.append(f"disk {called} was encrypted; the restored one is plain")
+                _become_file(disk, disks[source])
+            elif kind in ("cdrom", "floppy"):
+                if disk.find("source") is not None and source not in media:
+                    notes.append(f"{kind} {called} is empty: {source or 'its medium'} is not there")
+                    _empty(disk)
+            elif not (disk.find("readonly") is not None and source in media):
+                notes.append(f"disk {called} ({source or 'of a kind of its own'}) is left out: it is not in the backup")
+                parent.remove(disk)
+    if missing:
+        raise DefinitionUnusable(vm=vm, problem=f"it has no disk {', '.join(sorted(missing))}")
+    return notes
+
+
+def _is_encrypted(disk: ET.Element) -> bool:
+    return disk.find("encryption") is not None or disk.find("source/encryption") is not None
+
+
+def _become_file(disk: ET.Element, image: DiskFile) -> None:
+    position = 0
+    for index, child in reversed(list(enumerate(disk))):
+        # What describes the old image, or was the old process's.
+        if child.tag in ("source", "backingStore", "mirror", "encryption", "auth", "state"):
+            disk.remove(child)
+            position = index
+    disk.set("type", "file")
+    driver = disk.find("driver")
+    if driver is None:
+        driver = ET.Element("driver", name="qemu")
+        disk.insert(0, driver)
+        position += 1
+    driver.set("type", image.format)
+    source = ET.Element("source", file=image.file)
+    disk.insert(position, source)
+    if image.backing is not None:
+        disk.insert(position + 1, _backing(image.backing))
+
+
+def _backing(image: DiskFile) -> ET.Element:
+    """Spelled out to its end, so that nothing is probed, and none of it gets another owner: it is somebody's backup."""
+    element = ET.Element("backingStore", type="file")
+    ET.SubElement(element, "format", type=image.format)
+    ET.SubElement(ET.SubElement(element, "source", file=image.file), "seclabel", model="dac", relabel="no")
+    element.append(ET.Element("backingStore") if image.backing is None else _backing(image.backing))
+    return element
+
+
+def _empty(disk: ET.Element) -> None:
+    for tag in ("source", "backingStore", "mirror"):
+        for found in disk.findall(tag):
+            disk.remove(found)
+    disk.set("type", "file")

@@ -1,0 +1,116 @@
+"""Domains come and go on a real libvirt, and every call may be made again."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nasbackup.errors import NoFreeTarget, UnknownPool, VmExists
+from nasbackup.hypervisor import Hypervisor, connect, define
+from nasbackup.hypervisor.xml import parse_disks
+from nasbackup.model import Host
+from nasbackup.restore.definition import DiskFile, redefine
+
+from lab import vm as lab
+from tests.integration.story import tool
+
+
+@pytest.fixture
+def host() -> Iterator[Hypervisor]:
+    with connect(Host(name="kvm_test")) as hypervisor:
+        yield hypervisor
+
+
+@pytest.fixture
+def machine(libvirt_connection: Any, vm_name: str) -> Iterator[lab.LabVm]:
+    with lab.lab_vm(libvirt_connection, name=vm_name, volumes=[lab.Volume(size=1 << 20)], start=False) as machine:
+        yield machine
+        lab.LabVm(connection=libvirt_connection, name=f"{vm_name} ä copy").remove()
+
+
+def image(machine: lab.LabVm, name: str) -> Path:
+    path = machine.directory / name
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(path), "1M")
+    return path
+
+
+def test_a_redefined_vm_starts_beside_the_old_one_and_goes_again(host: Hypervisor, machine: lab.LabVm) -> None:
+    name, new_uuid = f"{machine.name} ä copy", str(uuid.uuid4())
+    copy = image(machine, "copy of vda.qcow2")
+    definition = redefine(
+        machine.domain.XMLDesc(),
+        name=name,
+        uuid=new_uuid,
+        disks={str(machine.disks["vda"]): DiskFile(file=str(copy), format="qcow2")},
+        isolate=True,
+    )
+    machine.start()
+    for _ in range(2):  # a second try finds what the first did
+        define.define(host, definition=definition.xml, name=name, uuid=new_uuid)
+        define.start(host, uuid=new_uuid, name=name)
+    restored = lab.LabVm(connection=machine.connection, name=name)
+    assert restored.running
+    assert restored.disks == {"vda": copy}
+    assert machine.running
+
+    with pytest.raises(VmExists, match=machine.uuid):
+        define.require_free(host, name=machine.name, uuid=new_uuid)
+    with pytest.raises(VmExists, match="was not touched"):
+        define.define(host, definition=definition.xml, name="another name", uuid=new_uuid)
+
+    assert define.undefine(host, uuid=new_uuid)
+    assert not define.undefine(host, uuid=new_uuid)
+    assert host.domain_by_uuid(new_uuid) is None
+    assert copy.exists(), "its disks stay"
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_an_image_becomes_a_disk_once(host: Hypervisor, machine: lab.LabVm, running: bool) -> None:
+    path = image(machine, "new disk.qcow2")
+    if running:
+        machine.start()
+    for _ in range(2):
+        attached = define.attach(host, domain=machine.domain, file=path, image_format="qcow2")
+        assert (attached.target, attached.bus, attached.live) == ("vdb", "virtio", running)
+    assert machine.disks["vdb"] == path
+    inactive = {disk.target: disk.source for disk in parse_disks(machine.domain.XMLDesc(2))}
+    assert inactive["vdb"] == str(path), "also after the next start"
+
+
+def test_a_disk_that_only_the_running_vm_has_is_completed(host: Hypervisor, machine: lab.LabVm) -> None:
+    path = image(machine, "half.qcow2")
+    machine.start()
+    live = define.disk_xml(file=str(path), image_format="qcow2", target="vdd", bus="virtio")
+    machine.domain.attachDeviceFlags(live, 1)
+    assert define.attach(host, domain=machine.domain, file=path, image_format="qcow2").target == "vdd"
+    machine.destroy()
+    assert machine.disks["vdd"] == path
+
+
+def test_device_names() -> None:
+    def domain(*targets: str, bus: str = "virtio") -> str:
+        disks = "".join(f"<disk device='disk'><target dev='{target}' bus='{bus}'/></disk>" for target in targets)
+        return f"<domain><devices>{disks}</devices></domain>"
+
+    assert define.next_target([domain("vda", "vdc"), domain("vdb")], bus="virtio", vm="x") == "vdd"
+    every = [f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    assert define.next_target([domain(*every)], bus="virtio", vm="x") == "vdaa"
+    assert define.next_target([domain("vda")], bus="scsi", vm="x") == "sda"
+    assert (define.bus_of(domain("sda", bus="sata")), define.bus_of("<domain/>")) == ("sata", None)
+    with pytest.raises(NoFreeTarget, match="bus ide"):
+        define.next_target([domain("hda", "hdb", "hdc", "hdd", bus="ide")], bus="ide", vm="x")
+
+
+def test_pools(host: Hypervisor, machine: lab.LabVm, tmp_path: Path) -> None:
+    name = f"{machine.name}-pool"
+    description = f"<pool type='dir'><name>{name}</name><target><path>{tmp_path}</path></target></pool>"
+    pool = machine.connection.storagePoolCreateXML(description)
+    try:
+        assert define.pool_directory(host, pool=name) == tmp_path
+        with pytest.raises(UnknownPool, match=f"'nowhere' of host kvm_test does not exist. Its pools: .*{name}"):
+            define.pool_directory(host, pool="nowhere")
+    finally:
+        pool.destroy()
