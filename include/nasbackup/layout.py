@@ -8,7 +8,7 @@
         RESTORE.txt                                 how to restore with qemu-img alone
         .partial-<yyyy.MM.dd.HH.mm.ss>/             a backup that is being made (or was left behind)
         <yyyy.MM.dd.HH.mm.ss>/                      a backup: complete, fsynced
-          domain.xml  manifest.json
+          domain.xml  manifest.json                     and nvram.fd, tpm.tar of a VM that has them
           root.<volume>.qcow2  datadisk.<volume>.qcow2
 
 An external id is ``<instance-name>/<yyyy.MM.dd.HH.mm.ss>`` (UTC).

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
-PURE = ("model", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention", "sla")
+PURE = ("model", "machine", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention", "sla")
 OUTSIDE = {"airflow", "libvirt", "libvirt_qemu", "psycopg2", "nbd", "subprocess", "socket"}
 PROVIDERS = tuple(f"airflow.providers.{name}" for name in ("standard", "smtp", "http", "apprise"))
 LONGEST = 300

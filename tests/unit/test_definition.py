@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from nasbackup.errors import DefinitionUnusable, ParamInvalid
+from nasbackup.hypervisor.xml import nvram_path
 from nasbackup.restore.definition import (
     Definition,
     DiskFile,
     check_name,
     disk_sources,
     new_nvram_path,
-    nvram_path,
     redefine,
 )
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nasbackup.errors import ManifestInvalid
+from nasbackup import machine
+from nasbackup.errors import ManifestInvalid, VerifyFailed
 from nasbackup.layout import MANIFEST
+from nasbackup.machine import MachineState, SavedState, StateFile, StateKind
 from nasbackup.model import BackupType, Consistency, Reason, VolumeReason
 from nasbackup.nas import manifest
+from nasbackup.nas import state as nas_state
 
 from tests.unit.builders import CHAIN_ID, DATA, ROOT, VM_UUID, backup, backup_volume
 
@@ -174,3 +177,42 @@ def test_no_manifest_means_no_complete_backup(tmp_path: Path) -> None:
         manifest.read(tmp_path)
     with pytest.raises(ManifestInvalid, match="there is no manifest"):
         manifest.read(tmp_path / "no such directory")
+
+
+# --- the machine's state ---------------------------------------------------------------------------------------
+
+NVRAM = SavedState(kind=StateKind.NVRAM, file="nvram.fd", source="/n/x_VARS.fd", size=4, digest=machine.digest(b"vars"))
+
+
+def test_the_state_of_a_machine_is_described_and_older_manifests_have_none(tmp_path: Path) -> None:
+    content = manifest.build(
+        backup(), repository_uuid=REPOSITORY_UUID, recorded_at=RECORDED, state=[NVRAM], state_missing=["no TPM"]
+    )
+    document = manifest.read(put(tmp_path, content))
+    assert nas_state.parse(document) == [NVRAM]
+    assert document["state_missing"] == ["no TPM"]
+    older = built(backup())
+    assert "state" not in older
+    assert nas_state.parse(older) == []
+
+
+def test_state_is_written_read_back_and_told_apart_from_what_it_should_be(tmp_path: Path) -> None:
+    files = (
+        StateFile(kind=StateKind.NVRAM, source="/n/x_VARS.fd", content=b"vars"),
+        StateFile(kind=StateKind.TPM, source="/tpm", content=b"tar"),
+    )
+    nas_state.write(tmp_path, state=MachineState(files=files, missing=("something",)))
+    saved, missing = nas_state.written(tmp_path)
+    assert saved[0] == NVRAM
+    assert missing == ["something"]
+    assert nas_state.names(saved) == {"nvram.fd", "tpm.tar"}
+    assert (tmp_path / "tpm.tar").stat().st_mode & 0o077 == 0, "it holds secrets"
+    (tmp_path / "nvram.fd").write_bytes(b"VARS")
+    with pytest.raises(VerifyFailed, match="not what was saved"):
+        nas_state.written(tmp_path)
+    (tmp_path / "nvram.fd").unlink()
+    with pytest.raises(VerifyFailed, match="missing"):
+        nas_state.written(tmp_path)
+    nas_state.write(tmp_path, state=MachineState())
+    assert list(tmp_path.iterdir()) == [], "a VM without state has no file more than before"
+    assert nas_state.written(tmp_path) == ([], [])

@@ -83,6 +83,21 @@ def disk_source(disk: ET.Element) -> str:
     return source.get(attribute, "") if attribute else ""
 
 
+def nvram_path(domain_xml: str) -> str | None:
+    """Where the VM has its UEFI variables: a file on its host; None when it has none, or not in a file."""
+    found = ET.fromstring(domain_xml).find("./os/nvram")
+    if found is None or found.get("type", "file") != "file":
+        return None
+    source = found.find("source")
+    path = source.get("file", "") if source is not None else (found.text or "").strip()
+    return path or None
+
+
+def has_emulated_tpm(domain_xml: str) -> bool:
+    """One whose state is a directory of libvirt's, named by the VM's UUID."""
+    return ET.fromstring(domain_xml).find("./devices/tpm/backend[@type='emulator']") is not None
+
+
 def backup_xml(*, socket: str, disks: Sequence[BackupDisk], all_targets: Sequence[str]) -> str:
     """A pull-mode job that serves ``disks`` at a Unix socket; every other disk of the domain is left out by name."""
     root = ET.Element("domainbackup", mode="pull")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,22 @@ import jsonschema
 
 from nasbackup.errors import ManifestInvalid
 from nasbackup.layout import MANIFEST
+from nasbackup.machine import SavedState
 from nasbackup.model import Backup
 
 VERSION = 1
 
 
-def build(backup: Backup, *, repository_uuid: str, recorded_at: str) -> bytes:
+def build(
+    backup: Backup,
+    *,
+    repository_uuid: str,
+    recorded_at: str,
+    state: Sequence[SavedState] = (),
+    state_missing: Sequence[str] = (),
+) -> bytes:
     """The manifest of a backup that is about to be published. ``recorded_at`` is ISO 8601 with an offset."""
-    document = {
+    document: dict[str, Any] = {
         "version": VERSION,
         "external_id": backup.external_id,
         "vm": {"name": backup.vm, "uuid": backup.vm_uuid, "host": backup.host},
@@ -57,6 +67,10 @@ def build(backup: Backup, *, repository_uuid: str, recorded_at: str) -> bytes:
             for volume in backup.volumes
         ],
     }
+    if state:
+        document["state"] = [asdict(entry) for entry in state]
+    if state_missing:
+        document["state_missing"] = list(state_missing)
     validate(document, path=Path(backup.external_id) / MANIFEST)
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup import layout
 from nasbackup.errors import BackupNotOpen, NasIo
+from nasbackup.machine import NO_STATE, MachineState
 from nasbackup.model import Repository
+from nasbackup.nas import state
 from nasbackup.nas.durable import make_directory, sync_directory, sync_file, write_durably
 from nasbackup.nas.repository import doing, open_root
 
 
-def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml: str) -> Path:
-    """Make the partial directory with ``domain.xml`` in it; returns its path.
+def prepare(
+    repository: Repository, *, root: Path, external_id: str, domain_xml: str, machine: MachineState = NO_STATE
+) -> Path:
+    """Make the partial directory with ``domain.xml`` and the machine's state in it; returns its path.
 
     Raises BackupNotOpen when the backup is published: whoever asks is late, an orphan whose retry has gone on, and
     takes nothing away.
@@ -32,6 +36,7 @@ def prepare(repository: Repository, *, root: Path, external_id: str, domain_xml:
             raise BackupNotOpen(backup=external_id, status="published")
         make_directory(partial, root=root)
         write_durably(partial / layout.DOMAIN_XML, content)
+        state.write(partial, state=machine)
     return partial
 
 
@@ -54,11 +59,13 @@ def publish(
     external_id: str,
     attempts: Mapping[str, str],
     manifest: bytes,
+    others: Collection[str] = (),
 ) -> Path:
     """Give the named attempts their names, write the manifest last, and rename the directory into place.
 
-    ``attempts`` maps each volume's file name to the attempt that the catalog names: all other attempts are
-    removed. When the directory is in place already (an earlier try got that far) nothing is changed.
+    ``attempts`` maps each volume's file name to the attempt that the catalog names, ``others`` are names of files that
+    the manifest describes too: whatever else is there is removed. When the directory is in place already (an earlier
+    try got that far) nothing is changed.
     Returns the backup's directory. Raises NasIo, RepositoryFull.
     """
     partial, final = root / layout.partial_directory(external_id), root / external_id
@@ -71,7 +78,7 @@ def publish(
             if source.exists():
                 source.replace(partial / file)
             sync_file(partial / file)
-        wanted = {*attempts, layout.DOMAIN_XML, layout.MANIFEST}
+        wanted = {*attempts, *others, layout.DOMAIN_XML, layout.MANIFEST}
         for stray in partial.iterdir():
             if stray.name not in wanted:
                 stray.unlink()

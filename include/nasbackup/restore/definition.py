@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from nasbackup import layout
 from nasbackup.errors import DefinitionUnusable, ParamInvalid
-from nasbackup.hypervisor.xml import disk_source
+from nasbackup.hypervisor.xml import disk_source, has_emulated_tpm, nvram_path
 from nasbackup.restore import devices
 
 ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
@@ -78,14 +78,14 @@ def redefine(
         notes += devices.become_another(root)
     for target in root.iterfind("./devices/interface/target"):
         target.attrib.pop("dev", None)  # the tap device on the host: libvirt names it
-    tpm = root.find("./devices/tpm/backend")
+    document = ET.tostring(root, encoding="unicode")
     return Definition(
         name=name,
         uuid=uuid,
-        xml=ET.tostring(root, encoding="unicode"),
+        xml=document,
         notes=tuple(notes),
         nvram=nvram if root.find("./os/nvram") is not None else None,
-        has_tpm=tpm is not None and tpm.get("type") == "emulator",
+        has_tpm=has_emulated_tpm(document),
     )
 
 
@@ -109,16 +109,6 @@ def check_name(name: str) -> None:
 def disk_sources(domain_xml: str) -> frozenset[str]:
     """Sources of all disks, CD-ROMs and floppies. Raises DefinitionUnusable."""
     return frozenset(filter(None, map(disk_source, _parse(domain_xml).iterfind("./devices/disk"))))
-
-
-def nvram_path(domain_xml: str) -> str | None:
-    """Where the VM has its UEFI variables: a file on its host; None when it has none, or not in a file."""
-    found = _parse(domain_xml).find("./os/nvram")
-    if found is None or found.get("type", "file") != "file":
-        return None
-    source = found.find("source")
-    path = source.get("file", "") if source is not None else (found.text or "").strip()
-    return path or None
 
 
 def new_nvram_path(domain_xml: str, *, name: str) -> str | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from nasbackup.catalog import backups, leases
 from nasbackup.chain import can_have_bitmap
-from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, offline
+from nasbackup.hypervisor import Hypervisor, checkpoints, connect, inventory, job, machine_state, offline
 from nasbackup.hypervisor.xml import BackupDisk
 from nasbackup.model import Backup, BackupType, BackupVolume, Consistency, Quiesce, VmState
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.decide import decide_again
 from nasbackup.steps.ticket import Site, Ticket, base_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
@@ -27,6 +30,10 @@ def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
         state = inventory.state_of(hypervisor.domain(name=backup.vm))
         if state.has_qemu != backup.vm_state.has_qemu:
             backup = decide_again(site, hypervisor, ticket=ticket, backup=backup)
+        definition = inventory.domain_definition(hypervisor, name=backup.vm)
+        machine = machine_state.read(definition, uuid=backup.vm_uuid)
+        for problem in machine.missing:
+            log.warning("%s: %s", backup.vm, problem)
         watched(
             site.repository,
             "creating the directory",
@@ -34,7 +41,8 @@ def checkpoint(site: Site, *, ticket: Ticket, quiesce: Quiesce) -> Backup:
             site.repository,
             root=site.root(),
             external_id=backup.external_id,
-            domain_xml=inventory.domain_definition(hypervisor, name=backup.vm),
+            domain_xml=definition,
+            machine=machine,
         )
         if backup.vm_state is VmState.STOPPED:
             consistency = _begin_stopped(site, hypervisor, backup=backup)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from nasbackup.catalog import backups, leases
 from nasbackup.errors import BackupNotOpen, VerifyFailed
 from nasbackup.model import Backup, BackupStatus
-from nasbackup.nas import manifest, publish
+from nasbackup.nas import manifest, publish, state
 from nasbackup.nas.watchdog import watched
-from nasbackup.steps.ticket import Site, Ticket
+from nasbackup.steps.ticket import Site, Ticket, partial_path
 
 
 def record(site: Site, *, ticket: Ticket) -> Backup:
@@ -31,6 +31,9 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
             raise VerifyFailed(file=volume.file, problem="was not verified; the backup is not recorded")
     root = site.root()
     site.renew(ticket)
+    saved, missing = watched(
+        site.repository, "reading the VM's state back", state.written, partial_path(root, backup=backup)
+    )
     directory = watched(
         site.repository,
         f"publishing {backup.external_id}",
@@ -39,8 +42,13 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
         root=root,
         external_id=backup.external_id,
         attempts=attempts,
+        others=state.names(saved),
         manifest=manifest.build(
-            backup, repository_uuid=site.repository_uuid(), recorded_at=datetime.now(UTC).isoformat(timespec="seconds")
+            backup,
+            repository_uuid=site.repository_uuid(),
+            recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            state=saved,
+            state_missing=missing,
         ),
     )
     size = watched(site.repository, "reading the size", publish.size_on_disk, directory)
