@@ -10,14 +10,13 @@ from typing import Any
 import click
 
 from nasbackup.catalog import Database, migrate, repositories
-from nasbackup.cli import monitoring, output, retention
+from nasbackup.cli import monitoring, output, restore, retention
 from nasbackup.cli.fleet import fleet_group
 from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.cli.places import Place, with_place
 from nasbackup.errors import NasBackupError, NotARepository
 from nasbackup.model import BackupStatus, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
-from nasbackup.restore.image import ImageFormat, restore_images
 from nasbackup.restore.verification import verify_layers
 from nasbackup.steps.rebuild import rebuild_catalog
 from nasbackup.steps.ticket import Store
@@ -82,25 +81,6 @@ def verify(*, place: Place, backup: str, as_json: bool) -> None:
             )
             checked.append({"volume": volume.name, "layers": [str(layer.file) for layer in layers]})
     output.show_verified(backup, checked=checked, as_json=as_json)
-
-
-@main.command()
-@click.argument("backup", metavar="ID")
-@click.option(
-    "--to", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory that gets the images."
-)
-@click.option("--format", "image_format", type=click.Choice(["qcow2", "raw"]), default="qcow2", show_default=True)
-@click.option("--volume", "volumes", multiple=True, help="Only this volume, by name; may be given again.")
-@json_option
-@with_place
-def restore(
-    *, place: Place, backup: str, to: Path, image_format: ImageFormat, volumes: tuple[str, ...], as_json: bool
-) -> None:
-    """Restore a backup's volumes to standalone images. Every layer is verified before anything is written."""
-    located = place.locate(backup)
-    with output.following() as bars, place.reading(located, bars) as follow:
-        restored = restore_images(located, to=to.absolute(), image_format=image_format, volumes=volumes, follow=follow)
-    output.show_restored(backup, restored=restored, as_json=as_json)
 
 
 @main.command("rebuild-catalog")
@@ -173,7 +153,7 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     output.show_facts({"applied": applied}, as_json=as_json)
 
 
-for command in (*retention.COMMANDS, *monitoring.COMMANDS, fleet_group):
+for command in (*restore.COMMANDS, *retention.COMMANDS, *monitoring.COMMANDS, fleet_group):
     main.add_command(command)
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,9 @@ class Place(Protocol):
 
     def locate(self, external_id: str) -> Located: ...
 
+    def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
+        """The VM's newest backup that can be restored, from before this moment."""
+
     def reading(self, located: Located, follow: Follow) -> Any:
         """A block in which nobody deletes a layer; yields what to call with progress."""
 
@@ -66,6 +70,10 @@ class InCatalog:
 
     def locate(self, external_id: str) -> Located:
         return locate(self.database, external_id=external_id)
+
+    def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
+        with self.database.transaction() as cursor:
+            return backups.latest_of(cursor, vm=vm, before=before)
 
     @contextmanager
     def reading(self, located: Located, follow: Follow) -> Iterator[Follow]:
@@ -96,7 +104,20 @@ class OnShelf:
 
     def locate(self, external_id: str) -> Located:
         backup = self.shelf.find(external_id)
-        return Located(backup=backup, lineage=self.shelf.lineage(backup), root=self.shelf.root)
+        return self._located(backup)
+
+    def _located(self, backup: Backup) -> Located:
+        older = [known for known in self.shelf.backups if known.vm_uuid == backup.vm_uuid][::-1]
+        return Located(
+            backup=backup,
+            lineage=self.shelf.lineage(backup),
+            root=self.shelf.root,
+            older=lambda: map(self._located, (known for known in older if known.backup_id < backup.backup_id)),
+        )
+
+    def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
+        found = [known for known in self.shelf.backups if known.vm == vm]
+        return next((known for known in found[::-1] if before is None or known.created_at < before), None)
 
     @contextmanager
     def reading(self, located: Located, follow: Follow) -> Iterator[Follow]:

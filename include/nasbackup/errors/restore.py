@@ -28,3 +28,35 @@ class NoFreeTarget(RestoreError):
 
 class UnknownPool(RequestError):
     template = "Storage pool {pool!r} of host {host} {problem}. Its pools: {known}."
+
+
+class RestoreRefused(RequestError):
+    """Asked for, and not possible as it was asked; nothing was touched."""
+
+    template = "VM {vm} was not touched: {why}."
+
+
+class NotEnoughSpace(RequestError):
+    template = (
+        "{path} has {has} bytes free, the restore needs {needs}. Nothing was written: make room there, or name another "
+        "place."
+    )
+
+
+class RestoreSuperseded(RestoreError):
+    template = (
+        "This restore of VM {vm} is not under way any more: it was undone, or another one was begun. Start it again."
+    )
+
+
+class FileTrouble(RestoreError):
+    template = "{action} {path} failed: {reason}."
+    retryable = True
+
+
+class RestoredNotStarted(RestoreError):
+    template = "VM {vm} is restored and defined, and does not start: {reason}. Correct that, then `virsh start` it."
+
+
+class NoBackupBefore(RequestError):
+    template = "VM {vm!r} has no backup that can be restored {when}. `nasbackup list --all` shows what there is."

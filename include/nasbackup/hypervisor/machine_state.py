@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nasbackup.hypervisor import xml
@@ -29,12 +31,41 @@ def read(domain_xml: str, *, uuid: str) -> MachineState:
             reason = getattr(error, "strerror", None) or str(error)
             missing.append(f"{called} at {source} could not be read ({reason}): the backup does not have them")
 
+    for kind, source in places(domain_xml, uuid=uuid).items():
+        if kind is StateKind.NVRAM:
+            add(kind, source, _content, "UEFI variables")
+        else:
+            add(kind, source, _packed, "The TPM's secrets")
+    return MachineState(files=tuple(files), missing=tuple(missing))
+
+
+def places(domain_xml: str, *, uuid: str) -> dict[StateKind, str]:
+    """Where this VM has which."""
+    found = {}
     nvram = xml.nvram_path(domain_xml)
     if nvram is not None:
-        add(StateKind.NVRAM, nvram, _content, "UEFI variables")
+        found[StateKind.NVRAM] = nvram
     if xml.has_emulated_tpm(domain_xml):
-        add(StateKind.TPM, str(TPM_STATES / uuid), _packed, "The TPM's secrets")
-    return MachineState(files=tuple(files), missing=tuple(missing))
+        found[StateKind.TPM] = str(TPM_STATES / uuid)
+    return found
+
+
+def unpack(content: bytes, *, to: Path) -> None:
+    """The TPM's directory from its tar; owners by name, where this machine has them. Raises OSError, TarError."""
+    to.mkdir(mode=0o711)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for entry in archive:
+            path = to / entry.name
+            if not path.resolve().is_relative_to(to.resolve()) or not (entry.isdir() or entry.isfile()):
+                raise tarfile.TarError(f"{entry.name!r} has no place in it")
+            if entry.isdir():
+                path.mkdir(exist_ok=True)
+            else:
+                path.write_bytes(archive.extractfile(entry).read())  # type: ignore[union-attr]
+            path.chmod(entry.mode & 0o777)
+            for owner in ({"user": entry.uname}, {"group": entry.gname}):
+                with suppress(LookupError, PermissionError):
+                    shutil.chown(path, **owner)
 
 
 def _content(path: Path) -> bytes:

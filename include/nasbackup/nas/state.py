@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nasbackup import machine
-from nasbackup.errors import VerifyFailed
-from nasbackup.layout import MANIFEST
+from nasbackup.errors import ManifestInvalid, VerifyFailed
+from nasbackup.layout import DOMAIN_XML, MANIFEST
 from nasbackup.machine import MachineState, SavedState, StateKind
+from nasbackup.nas import manifest
 from nasbackup.nas.durable import write_durably
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,27 @@ def written(partial: Path) -> tuple[list[SavedState], list[str]]:
 def parse(document: dict[str, Any]) -> list[SavedState]:
     """From a manifest, too: older ones have none."""
     return [SavedState(**{**entry, "kind": StateKind(entry["kind"])}) for entry in document.get("state", ())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a published backup says of its VM. ``missing``: what the VM had and the backup has not, as sentences."""
+
+    domain_xml: str
+    saved: tuple[SavedState, ...]
+    missing: tuple[str, ...]
+
+
+def describe(directory: Path) -> Described:
+    """Raises ManifestInvalid, NasIo's causes (OSError)."""
+    document = manifest.read(directory)
+    try:
+        domain_xml = (directory / DOMAIN_XML).read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise ManifestInvalid(path=directory / DOMAIN_XML, problem=f"cannot be read ({error})") from error
+    return Described(
+        domain_xml=domain_xml, saved=tuple(parse(document)), missing=tuple(document.get("state_missing", ()))
+    )
 
 
 def load(directory: Path, *, entry: SavedState) -> bytes:

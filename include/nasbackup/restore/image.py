@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from nasbackup.catalog import Database, backups, repositories
-from nasbackup.errors import BackupNotRestorable, TargetExists, UnknownVolume
-from nasbackup.model import Backup, BackupStatus, BackupVolume
+from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume
+from nasbackup.model import Backup, BackupStatus, BackupVolume, Repository, RepositoryType
 from nasbackup.nas.repository import open_root
-from nasbackup.restore.verification import Layer, layers_of, verify_layers
-from nasbackup.transfer.convert import flatten, is_same_disk
+from nasbackup.nas.watchdog import watched
+from nasbackup.restore.files import require_room
+from nasbackup.restore.plan import ImageFormat
+from nasbackup.restore.verification import Layer, layers_of, verify_layer
+from nasbackup.transfer.convert import flatten, is_same_disk, measure
 from nasbackup.transfer.pump import Progress
 
-ImageFormat = Literal["qcow2", "raw"]
 Follow = Callable[[str, Progress], None]
 """Called with what is being done and how far it is."""
 
@@ -37,6 +38,16 @@ class Located:
     backup: Backup
     lineage: Sequence[Backup]
     root: Path
+    older: Callable[[], Iterator[Located]] = lambda: iter(())
+    """Earlier backups of the VM in this repository, the newest first."""
+
+    @property
+    def repository(self) -> Repository:
+        return Repository(name=self.backup.repository, type=RepositoryType.LOCAL, path=str(self.root))
+
+    @property
+    def directory(self) -> Path:
+        return self.root / self.backup.external_id
 
     def layers(self, volume: BackupVolume) -> list[Layer]:
         return layers_of(self.lineage, root=self.root, volume=volume)
@@ -50,7 +61,17 @@ def locate(database: Database, *, external_id: str) -> Located:
         registered = repositories.get(cursor, name=backup.repository)
     if backup.status is not BackupStatus.BACKED_UP:
         raise BackupNotRestorable(backup=external_id, why=_why_not(backup))
-    return Located(backup=backup, lineage=lineage, root=open_root(registered.repository, identity=registered.uuid))
+    root = open_root(registered.repository, identity=registered.uuid)
+    return Located(backup=backup, lineage=lineage, root=root, older=lambda: _older(database, backup=backup, root=root))
+
+
+def _older(database: Database, *, backup: Backup, root: Path) -> Iterator[Located]:
+    with database.transaction() as cursor:
+        found = backups.recorded_before(cursor, backup_id=backup.backup_id)
+    for earlier in found:
+        with database.transaction() as cursor:
+            lineage = backups.lineage(cursor, backup_id=earlier.backup_id)
+        yield Located(backup=earlier, lineage=lineage, root=root)
 
 
 def _why_not(backup: Backup) -> str:
@@ -75,11 +96,9 @@ def restore_images(
     """
     chosen = choose(located.backup, volumes=volumes)
     targets = {volume.name: image_path(to, volume=volume, image_format=image_format) for volume in chosen}
+    require_room([(to, image_bytes(located, volume=volume)) for volume in chosen])
     for volume in chosen:
-        verify_layers(
-            located.layers(volume),
-            on_layer=lambda layer: _bind(follow, f"verifying {layer.backup}/{layer.file.name}"),
-        )
+        require_whole(located, volume=volume, follow=follow)
     to.mkdir(parents=True, exist_ok=True)
     restored = []
     for volume in chosen:
@@ -100,6 +119,17 @@ def restore_images(
     return restored
 
 
+def image_bytes(located: Located, *, volume: BackupVolume) -> int:
+    """What its standalone image will occupy, at most. Raises NasIo, BackupNotRestorable (a layer cannot be opened)."""
+    top = located.layers(volume)[-1].file
+    try:
+        return watched(located.repository, f"measuring {volume.name}", measure, top)
+    except ToolFailed:
+        # Only verification can tell which layer it is, and which older backup is whole.
+        require_whole(located, volume=volume)
+        raise
+
+
 def find_restored(located: Located, *, to: Path, image_format: ImageFormat, volume: str) -> RestoredVolume | None:
     """The image of an earlier try that was killed when it had given the image its name; None: it is another's."""
     (chosen,) = choose(located.backup, volumes=[volume])
@@ -107,6 +137,48 @@ def find_restored(located: Located, *, to: Path, image_format: ImageFormat, volu
     if not is_same_disk(chain_top=layers[-1].file, image=target, image_format=image_format):
         return None
     return RestoredVolume(name=chosen.name, source=chosen.source, file=target, layers=len(layers))
+
+
+def require_whole(located: Located, *, volume: BackupVolume, follow: Follow | None = None) -> None:
+    """Every layer of the volume is read back and compared with its digest, the base first.
+
+    Raises BackupNotRestorable: it names the broken layer, and the newest older backup that is whole, if there is one;
+    to find that, those are read back too.
+    """
+    sound: dict[Path, bool] = {}
+    try:
+        _verify(located, volume=volume, sound=sound, follow=follow)
+    except BackupNotRestorable as error:
+        whole = next((found for found in located.older() if _is_whole(found, sound=sound, follow=follow)), None)
+        instead = (
+            f"restore {whole.backup.external_id}, the newest older one that is whole" if whole else "no older one is"
+        )
+        raise BackupNotRestorable(
+            backup=error.data["backup"],
+            why=f"{error.data['why']}; {instead}",
+            instead=whole.backup.external_id if whole else None,
+        ) from error
+
+
+def _is_whole(located: Located, *, sound: dict[Path, bool], follow: Follow | None) -> bool:
+    try:
+        for volume in located.backup.volumes:
+            _verify(located, volume=volume, sound=sound, follow=follow)
+    except BackupNotRestorable:
+        return False
+    return True
+
+
+def _verify(located: Located, *, volume: BackupVolume, sound: dict[Path, bool], follow: Follow | None) -> None:
+    """``sound``: what is known of layers that were read before; they are not read again."""
+    for layer in located.layers(volume):
+        if sound.get(layer.file) is False:
+            raise BackupNotRestorable(backup=located.backup.external_id, why=f"layer of {layer.backup} is broken")
+        if layer.file not in sound:
+            sound[layer.file] = False
+            bound = _bind(follow, f"verifying {layer.backup}/{layer.file.name}")
+            verify_layer(layer, of=located.backup.external_id, on_progress=bound)
+            sound[layer.file] = True
 
 
 def _remove_partials(target: Path) -> None:

@@ -51,9 +51,12 @@ def verify_layers(
 ) -> None:
     """Check every layer, the base first. Raises BackupNotRestorable, which names the broken backup and file."""
     for layer in layers:
-        try:
-            check_layer(layer.file, volume=layer.volume, on_progress=on_layer(layer) if on_layer else None)
-        except VerifyFailed as error:
-            raise BackupNotRestorable(
-                backup=layers[-1].backup, why=f"layer of {layer.backup} is broken: {error}"
-            ) from error
+        verify_layer(layer, of=layers[-1].backup, on_progress=on_layer(layer) if on_layer else None)
+
+
+def verify_layer(layer: Layer, *, of: str, on_progress: Callable[[Progress], None] | None = None) -> None:
+    """``of``: the backup that is to be restored. Raises BackupNotRestorable."""
+    try:
+        check_layer(layer.file, volume=layer.volume, on_progress=on_progress)
+    except VerifyFailed as error:
+        raise BackupNotRestorable(backup=of, why=f"layer of {layer.backup} is broken: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import selectors
 import subprocess
@@ -38,18 +39,56 @@ def flatten(
     ``on_progress`` raises. After a failure the unfinished target is left to the caller.
     """
     virtual_size = image_info(chain_top).virtual_size
-    started = time.monotonic()
-    done = 0
-
-    def report(percent: float) -> None:
-        nonlocal done
-        done = int(virtual_size * percent / 100)
-        if on_progress:
-            on_progress(Progress("data", done, virtual_size, time.monotonic() - started))
-
+    progress = _Progress(total=virtual_size, on_progress=on_progress)
     claim(target)
     command = ["qemu-img", "convert", "-p", "-W", "-m", str(_COROUTINES), "-O", output_format]
     command += ["--", node(chain_top, "qcow2"), str(target.absolute())]
+    exit_code, text = _run(command, progress=progress, every=progress_every)
+    if exit_code != 0:
+        failed = ToolFailed(tool="qemu-img convert", exit_code=exit_code, stderr=text)
+        raise tool_error(failed, target, needs=virtual_size - progress.done) from None
+    sync_file(target)
+    progress.report(100)
+
+
+def is_same_disk(
+    *,
+    chain_top: Path,
+    image: Path,
+    image_format: Literal["qcow2", "raw"],
+    on_progress: Callable[[Progress], None] | None = None,
+    progress_every: float = 2.0,
+) -> bool:
+    """Whether the image holds what the guest would see in ``chain_top``, byte for byte. Raises ToolFailed."""
+    progress = _Progress(total=image_info(chain_top).virtual_size, on_progress=on_progress)
+    command = ["qemu-img", "compare", "-p", "--", node(chain_top, "qcow2"), node(image, image_format)]
+    exit_code, text = _run(command, progress=progress, every=progress_every)
+    if exit_code not in (0, 1):
+        raise ToolFailed(tool="qemu-img compare", exit_code=exit_code, stderr=text)
+    return exit_code == 0
+
+
+def measure(chain_top: Path) -> int:
+    """Bytes that the standalone image will occupy, at most: only what the chain has allocated. Raises ToolFailed."""
+    done = run_tool("qemu-img", "measure", "--output=json", "-O", "qcow2", "--", node(chain_top, "qcow2"))
+    return int(json.loads(done.stdout)["required"])
+
+
+class _Progress:
+    def __init__(self, *, total: int, on_progress: Callable[[Progress], None] | None) -> None:
+        self._total = total
+        self._on_progress = on_progress
+        self._started = time.monotonic()
+        self.done = 0
+
+    def report(self, percent: float) -> None:
+        self.done = int(self._total * percent / 100)
+        if self._on_progress:
+            self._on_progress(Progress("data", self.done, self._total, time.monotonic() - self._started))
+
+
+def _run(command: list[str], *, progress: _Progress, every: float) -> tuple[int, str]:
+    """Exit code and the end of stderr. When ``progress`` raises, the tool is killed first."""
     with tempfile.TemporaryFile() as stderr:
         # In a file, not a pipe: nobody reads it while the tool runs, so a pipe could fill and block the tool.
         process = subprocess.Popen(
@@ -62,7 +101,7 @@ def flatten(
         )
         assert process.stdout
         try:
-            _follow(process.stdout, report, every=progress_every)
+            _follow(process.stdout, progress.report, every=every)
             exit_code = process.wait()
         except BaseException:
             process.kill()
@@ -71,19 +110,8 @@ def flatten(
             raise
         finally:
             process.stdout.close()
-        if exit_code != 0:
-            stderr.seek(0)
-            text = shortened(stderr.read().decode(errors="replace"))
-            failed = ToolFailed(tool="qemu-img convert", exit_code=exit_code, stderr=text)
-            raise tool_error(failed, target, needs=virtual_size - done) from None
-    sync_file(target)
-    report(100)
-
-
-def is_same_disk(*, chain_top: Path, image: Path, image_format: Literal["qcow2", "raw"]) -> bool:
-    """Whether the image holds what the guest would see in ``chain_top``, byte for byte. Raises ToolFailed."""
-    done = run_tool("qemu-img", "compare", "--", node(chain_top, "qcow2"), node(image, image_format), accept=(0, 1))
-    return done.returncode == 0
+        stderr.seek(0)
+        return exit_code, shortened(stderr.read().decode(errors="replace"))
 
 
 def _follow(stdout: IO[bytes], report: Callable[[float], None], *, every: float) -> None:

@@ -1,0 +1,116 @@
+"""What ``nasbackup restore`` prints: plans and results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from nasbackup.cli.output import print_json, stdout
+from nasbackup.restore.plan import RestorePlan
+from nasbackup.steps.restore import RestoreResult
+
+
+def plan_document(plan: RestorePlan) -> dict[str, Any]:
+    """A plan in JSON: the public form (docs/restore.md)."""
+    return {
+        "external_id": plan.backup,
+        "target": plan.target.value,
+        "vm": plan.vm,
+        "vm_uuid": plan.vm_uuid,
+        "volumes": [
+            {
+                "name": volume.name,
+                "source": volume.source,
+                "file": volume.path,
+                "format": volume.format,
+                "virtual_size": volume.virtual_size,
+                "needs": volume.needs,
+                "kept_as": volume.old if plan.keep_old else None,
+            }
+            for volume in plan.volumes
+        ],
+        "state": [{"kind": file.kind.value, "file": file.path} for file in plan.state],
+        "space": [asdict(space) for space in plan.space],
+        "notes": list(plan.notes),
+    }
+
+
+def show_plan(plan: RestorePlan, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(plan_document(plan))
+    _say(f"Would restore {plan.backup} ({plan.target.value.replace('_', ' ')}), VM {plan.vm} ({plan.vm_uuid}):")
+    for volume in plan.volumes:
+        _say(f"  {volume.name} -> {volume.path} ({volume.format}, up to {decimal(volume.needs)})")
+        if volume.old is not None:
+            _say(f"    what is there now {f'is kept as {volume.old}' if plan.keep_old else 'is removed'}")
+    for file in plan.state:
+        _say(f"  {file.kind.value} -> {file.path}")
+    for space in plan.space:
+        _say(f"  {space.path}: needs up to {decimal(space.needs)}, has {decimal(space.has)} free")
+    _notes(plan.notes)
+    _say("Nothing was changed (dry run).")
+
+
+def show_files(
+    backup: str,
+    *,
+    paths: Mapping[str, Path],
+    needs: Mapping[str, int],
+    room: Sequence[tuple[Path, int, int]],
+    as_json: bool,
+) -> None:
+    """The plan of a restore to images."""
+    if as_json:
+        return print_json(
+            {
+                "external_id": backup,
+                "target": "image",
+                "volumes": [{"name": name, "file": str(path), "needs": needs[name]} for name, path in paths.items()],
+                "space": [{"path": str(path), "needs": sum_, "has": has} for path, sum_, has in room],
+            }
+        )
+    for name, path in paths.items():
+        _say(f"{name} -> {path} (up to {decimal(needs[name])})")
+    for path, sum_, has in room:
+        _say(f"{path}: needs up to {decimal(sum_)}, has {decimal(has)} free")
+    _say("Nothing was written (dry run).")
+
+
+def result_document(result: RestoreResult) -> dict[str, Any]:
+    return {
+        "external_id": result.backup,
+        "target": result.target.value,
+        "vm": result.vm,
+        "vm_uuid": result.vm_uuid,
+        "volumes": [{"name": name, "file": path} for name, path in result.volumes.items()],
+        "kept": list(result.kept),
+        "attached": result.attached,
+        "started": result.started,
+        "notes": list(result.notes),
+    }
+
+
+def show_result(result: RestoreResult, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(result_document(result))
+    _say(f"VM {result.vm} ({result.vm_uuid}), from {result.backup}:")
+    for name, path in result.volumes.items():
+        where = f", disk {result.attached}" if result.attached else ""
+        _say(f"  {name} -> {path}{where}")
+    for old in result.kept:
+        _say(f"  kept: {old}")
+    _notes(result.notes)
+    _say("It was started." if result.started else "It was not started.")
+
+
+def _notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        _say(f"  note: {note}")
+
+
+def _say(line: str) -> None:
+    stdout().print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,89 @@
+"""restore_volume: one volume, verified layer by layer, becomes an image under a name of this restore's own."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from nasbackup.errors import TransferError, VerifyFailed
+from nasbackup.hypervisor import connect
+from nasbackup.model import Backup, BackupVolume
+from nasbackup.nas.durable import sync_directory
+from nasbackup.nas.watchdog import Follower
+from nasbackup.restore import files
+from nasbackup.restore.image import Follow, Located, choose, locate, require_whole
+from nasbackup.restore.plan import PlannedVolume, Target
+from nasbackup.steps.restore.bench import Bench
+from nasbackup.steps.restore.plan import vm_in_place
+from nasbackup.transfer.convert import flatten, is_same_disk
+from nasbackup.transfer.pump import Progress
+from nasbackup.transfer.readback import check_image
+
+
+def restore_volume(
+    bench: Bench, *, backup: Backup, key: str, volume: str, follow: Follow | None = None
+) -> PlannedVolume:
+    """Write and verify the image; nothing has another name or content afterwards than before, but for that.
+
+    A second call finds the image of the first, if that was finished. Raises BackupNotRestorable (it names the newest
+    older backup that is whole), VmNotStopped, NotEnoughSpace, TargetFull, NasError, RestoreSuperseded, LeaseLost.
+    """
+    lease = bench.lease(uuid=backup.vm_uuid, vm=backup.vm)
+    token = lease.join()
+    plan = bench.load(backup, key=key)
+    planned = plan.volume(volume)
+    staged = Path(planned.staged)
+    if staged.exists():
+        return planned
+    if plan.target is Target.IN_PLACE:
+        with connect(bench.host) as hypervisor:
+            vm_in_place(hypervisor, backup=backup)
+    located = locate(bench.database, external_id=backup.external_id)
+    (chosen,) = choose(located.backup, volumes=[volume])
+    files.require_space(files.existing_directory(staged.parent), needs=planned.needs)
+    following = lease.renewing(token, _following(located, volume=volume, follow=follow))
+    require_whole(located, volume=chosen, follow=following)
+    files.remove_staged(Path(planned.path))
+    with files.doing("Making", staged.parent):
+        staged.parent.mkdir(parents=True, exist_ok=True)
+    attempt = staged.with_name(f"{staged.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        _write(located, volume=chosen, planned=planned, to=attempt, follow=following)
+        bench.load(backup, key=key)  # an orphan, whose restore was undone meanwhile, leaves nothing
+        with files.doing("Naming", attempt):
+            attempt.rename(staged)
+            sync_directory(staged.parent)
+    except TransferError:
+        locate(bench.database, external_id=backup.external_id)  # a NAS that is gone says more than a failed tool
+        raise
+    finally:
+        attempt.unlink(missing_ok=True)
+    return planned
+
+
+def _write(located: Located, *, volume: BackupVolume, planned: PlannedVolume, to: Path, follow: Follow) -> None:
+    """What was written is read back and compared: the VM's own volume goes away for it."""
+    top = located.layers(volume)[-1].file
+
+    def restoring(progress: Progress) -> None:
+        follow(f"restoring {volume.name}", progress)
+
+    def comparing(progress: Progress) -> None:
+        follow(f"comparing {volume.name}", progress)
+
+    flatten(chain_top=top, target=to, output_format=planned.format, on_progress=restoring)
+    if planned.format == "qcow2":
+        check_image(to)
+    if not is_same_disk(chain_top=top, image=to, image_format=planned.format, on_progress=comparing):
+        raise VerifyFailed(file=to, problem="it is not what was read from the NAS; nothing was changed")
+
+
+def _following(located: Located, *, volume: str, follow: Follow | None) -> Follow:
+    follower = Follower(located.repository, f"restoring {volume}")
+
+    def look(what: str, progress: Progress) -> None:
+        follower.look((what, progress.phase, progress.done))
+        if follow is not None:
+            follow(what, progress)
+
+    return look

@@ -1,0 +1,230 @@
+"""A VM becomes again what it was: all of it or nothing, and its old volumes are there until somebody removes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+from nasbackup.errors import RestoreRefused, VmNotStopped
+from nasbackup.model import BackupType, Reason
+from nasbackup.restore import files
+from nasbackup.restore.plan import Target
+from nasbackup.steps import Site
+from nasbackup.tools import node
+from nasbackup.transfer.qemu_nbd import QemuNbd
+
+from lab import vm as lab
+from tests.integration.restoring import assert_no_trace, contents, dry_run, identical, whole_restore
+from tests.integration.story import Story, tool
+
+
+def two_backups(story: Story) -> tuple[Any, Any]:
+    """A full and an incremental with other content; then the guest went on, and was shut down."""
+    story.machine.guest_io("vda", "write -P 0x11 0 4M")
+    story.machine.guest_io("vdb", "write -P 0x12 1M 1M")
+    first = story.backup()
+    story.machine.guest_io("vda", "write -P 0x21 2M 1M", "write -z 3M 64k")
+    second = story.backup()
+    story.machine.guest_io("vda", "write -P 0x66 0 8M")
+    story.machine.guest_io("vdb", "write -P 0x67 0 2M")
+    story.machine.destroy()
+    return first, second
+
+
+def assert_is(story: Story, backup: Any) -> None:
+    by_source = {volume.source: volume.name for volume in backup.volumes}
+    for image in story.machine.disks.values():
+        assert identical(image, story.frozen[backup.external_id][by_source[str(image)]]), image
+
+
+def test_both_volumes_are_replaced_the_old_ones_kept_and_the_next_backup_is_a_full(story: Story, site: Site) -> None:
+    first, second = two_backups(story)
+    before = contents(story.machine)
+    owners = {path: (path.stat().st_uid, path.stat().st_mode) for path in story.machine.disks.values()}
+    assert story.active_checkpoint() is not None
+
+    plan = dry_run(site, second, Target.IN_PLACE)
+    assert [volume.path for volume in plan.volumes] == [str(path) for path in story.machine.disks.values()]
+    assert plan.space[0].needs > 0
+    assert plan.space[0].has > plan.space[0].needs
+    assert contents(story.machine) == before, "a dry run changes nothing"
+    assert_no_trace(site, story.machine.directory)
+
+    result = whole_restore(site, second, Target.IN_PLACE)
+    assert_is(story, second)
+    assert story.active_checkpoint() is None, "a VM of which a volume was replaced has no active checkpoint"
+    assert [checkpoint.getName() for checkpoint in story.machine.domain.listAllCheckpoints()] == []
+    assert {path: (path.stat().st_uid, path.stat().st_mode) for path in story.machine.disks.values()} == owners
+    kept = {Path(path) for path in result.kept}
+    assert {path.name.split(".before-")[0] for path in kept} == {"vda.qcow2", "vdb.qcow2"}
+    for path in kept:
+        target = path.name[:3]
+        raw = story.work / "old.raw"
+        tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(raw))
+        assert raw.read_bytes() == before[target]
+    assert_no_trace(site, story.machine.directory)
+
+    story.machine.start()
+    story.machine.guest_io("vda", "write -P 0x31 0 64k")
+    third = story.backup()
+    assert (third.type, third.reason) == (BackupType.FULL, Reason.NO_ACTIVE_CHECKPOINT)
+    story.machine.guest_io("vda", "write -P 0x32 0 64k")
+    assert story.backup().type is BackupType.INCREMENTAL
+    story.assert_everything_restores()
+
+    story.machine.destroy()
+    result = whole_restore(site, first, Target.IN_PLACE, keep_old=False, start=True)
+    assert result.kept == ()
+    assert story.machine.running
+    assert_is(story, first)
+    assert {path for path in story.machine.directory.iterdir() if ".before-" in path.name} == kept
+
+
+def test_one_volume_alone(story: Story, site: Site) -> None:
+    first, _ = two_backups(story)
+    before = contents(story.machine)
+    name = next(volume.name for volume in first.volumes if volume.target == "vdb")
+    result = whole_restore(site, first, Target.IN_PLACE, volumes=(name,))
+    assert identical(story.machine.disks["vdb"], story.frozen[first.external_id][name])
+    assert contents(story.machine)["vda"] == before["vda"]
+    assert any("the others stay" in note for note in result.notes)
+    assert story.active_checkpoint() is None
+    story.machine.start()
+    assert story.backup().type is BackupType.FULL
+
+
+def refused(story: Story, site: Site, backup: Any, *, kind: type[Exception], match: str, **options: Any) -> None:
+    """Nothing changes, whether it is planned or done."""
+    running, active = story.machine.running, story.active_checkpoint()
+    before = None if running else contents(story.machine)
+    listing = sorted(path.name for path in story.machine.directory.iterdir())
+    for attempt in (dry_run, whole_restore):
+        with pytest.raises(kind, match=match):
+            attempt(site, backup, Target.IN_PLACE, **options)
+    assert story.active_checkpoint() == active, "the chain goes on"
+    assert before is None or contents(story.machine) == before
+    assert sorted(path.name for path in story.machine.directory.iterdir()) == listing
+    assert_no_trace(site, story.machine.directory)
+
+
+def test_a_running_vm_is_refused(story: Story, site: Site) -> None:
+    backup = story.backup()
+    refused(story, site, backup, kind=VmNotStopped, match="is running: shut it down first")
+    story.machine.domain.suspend()
+    refused(story, site, backup, kind=VmNotStopped, match="is paused")
+
+
+def test_a_vm_with_other_disks_is_refused_with_every_reason(story: Story, site: Site) -> None:
+    backup = story.backup()
+    story.machine.attach(volume=lab.Volume(size=1 << 20))
+    story.machine.destroy()
+    tool("qemu-img", "resize", str(story.machine.disks["vdb"]), "12M")
+    refused(
+        story,
+        site,
+        backup,
+        kind=RestoreRefused,
+        match=r"volume vdb has 12582912 bytes now and 9437696 in the backup; its disk vdc \(.*\) is not in the backup",
+    )
+    story.machine.domain.detachDeviceFlags(
+        lab.disk_xml(target="vda", path=story.machine.disks["vda"]), libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    )
+    refused(story, site, backup, kind=RestoreRefused, match="volume vda .* is none of its disks any more")
+
+
+def test_a_vm_with_snapshots_is_refused(story: Story, site: Site) -> None:
+    story.variables["nas.backup.incremental.enabled"] = "false"  # libvirt makes no snapshots beside checkpoints
+    backup = story.backup()
+    story.machine.destroy()
+    story.machine.domain.snapshotCreateXML("<domainsnapshot><name>before update</name></domainsnapshot>")
+    refused(story, site, backup, kind=RestoreRefused, match=r"it has snapshots \(before update\)")
+
+
+def test_a_vm_that_is_gone_or_has_its_memory_saved_is_refused(story: Story, site: Site) -> None:
+    backup = story.backup()
+    story.machine.domain.managedSave()
+    refused(story, site, backup, kind=RestoreRefused, match="its memory is saved")
+    story.machine.domain.managedSaveRemove()
+    definition = story.machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    active = story.active_checkpoint()
+    directory = story.machine.directory
+    story.machine.domain.undefineFlags(
+        libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    )
+    listing = sorted(directory.iterdir())
+    with pytest.raises(RestoreRefused, match=r"does not define it .* restore to a new VM"):
+        whole_restore(site, backup, Target.IN_PLACE)
+    assert sorted(directory.iterdir()) == listing
+    story.machine.connection.defineXML(definition)
+    assert story.active_checkpoint() == active
+
+
+def test_a_vm_that_is_started_at_the_last_moment_wins(
+    story: Story, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the first rename: there the images are locked, and QEMU says so."""
+    first, _ = two_backups(story)
+    take_places = files.take_places
+    told = []
+
+    def started_meanwhile(moved: Any) -> None:
+        with pytest.raises(libvirt.libvirtError) as caught:
+            story.machine.domain.create()
+        told.append(str(caught.value))
+        take_places(moved)
+
+    monkeypatch.setattr(files, "take_places", started_meanwhile)
+    whole_restore(site, first, Target.IN_PLACE)
+    assert "lock" in told[0]
+    assert_is(story, first)
+    story.machine.start()
+
+
+def test_somebody_else_has_an_image_open(story: Story, site: Site) -> None:
+    first, _ = two_backups(story)
+    before = contents(story.machine)
+    image = story.machine.disks["vdb"]
+    with open_in_qemu(image), pytest.raises(VmNotStopped, match=r"a process has .*vdb.qcow2 open"):
+        whole_restore(site, first, Target.IN_PLACE)
+    assert contents(story.machine) == before
+    assert_no_trace(site, story.machine.directory)
+    whole_restore(site, first, Target.IN_PLACE)
+    assert_is(story, first)
+
+
+def open_in_qemu(image: Path) -> Any:
+    return QemuNbd(node(image, "qcow2"), clients=1, read_only=False)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_rename_that_fails_is_taken_back(
+    story: Story, site: Site, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Two volumes are four renames; whichever fails, the VM has its old volumes, and a retry works."""
+    first, _ = two_backups(story)
+    before = contents(story.machine)
+    rename, count = Path.rename, iter(range(1, 100))
+
+    def sometimes(self: Path, target: Any) -> Any:
+        if next(count) == failing:
+            raise OSError(5, "Input/output error", str(self))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        take_places = files.take_places
+
+        def take(moved: Any) -> None:
+            with monkeypatch.context() as inner:
+                inner.setattr(Path, "rename", sometimes)
+                take_places(moved)
+
+        patch.setattr(files, "take_places", take)
+        with pytest.raises(Exception, match="Input/output error"):
+            whole_restore(site, first, Target.IN_PLACE)
+    assert contents(story.machine) == before
+    assert_no_trace(site, story.machine.directory)
+    assert [path.name for path in story.machine.directory.iterdir() if ".before-" in path.name] == []
+    whole_restore(site, first, Target.IN_PLACE)
+    assert_is(story, first)
