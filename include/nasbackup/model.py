@@ -81,6 +81,15 @@ class Consistency(StrEnum):
     FILESYSTEM = "filesystem"  # the guest agent had frozen every file system
 
 
+class Target(StrEnum):
+    """What a restored backup becomes."""
+
+    IMAGE = "image"  # standalone files, nothing defined
+    NEW_VM = "new_vm"
+    IN_PLACE = "in_place"  # the volumes of the VM itself are replaced
+    VOLUME = "volume"  # one volume becomes a new disk of a VM
+
+
 class RepositoryType(StrEnum):
     LOCAL = "local"
     NFS = "nfs"

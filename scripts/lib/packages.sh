@@ -10,6 +10,7 @@ PACKAGES=(
   nbdkit                                                         # a NAS that is slow or fails, for tests
   postgresql postgresql-client
   busybox-static cpio zstd xz-utils                              # the demo guest's initramfs
+  ovmf swtpm swtpm-tools                                         # UEFI and a TPM, for tests of what is saved of them
   e2fsprogs util-linux                                           # mkfs, fsck; setpriv, flock
   ca-certificates
 )

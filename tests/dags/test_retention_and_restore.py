@@ -37,11 +37,13 @@ def test_a_run_fails_when_a_deletion_does_and_when_a_repository_is_filling_up(da
     assert retention.max_active_runs == 1
 
 
-def test_the_lease_of_a_restore_is_given_back_however_it_ends(dags: Mapping[str, Any]) -> None:
+def test_a_restore_is_undone_and_its_lease_given_back_however_it_ends(dags: Mapping[str, Any]) -> None:
     restore = dags["nas_restore"]
     assert flow(restore) == {
-        "plan": {"restore", "give_back"},
-        "restore": {"summary", "give_back"},
+        "plan": {"approval", "commit", "give_back"},
+        "approval": {"restore"},
+        "restore": {"commit", "summary"},
+        "commit": {"summary", "give_back"},
         "summary": set(),
         "give_back": set(),
     }
@@ -89,3 +91,33 @@ def test_only_a_run_by_hand_is_a_dry_run_by_itself(asked: bool | None, run_type:
 def test_a_typo_does_not_become_a_default() -> None:
     with pytest.raises(UnknownParam, match=r"'dryrun'. Known keys are: backups, dry_run, rules, vms"):
         require_known_keys({"dryrun": True}, form=retention_params())
+
+
+def test_the_form_of_a_restore_asks_for_a_backup_or_a_vm(dags: Mapping[str, Any]) -> None:
+    restore = dags["nas_restore"]
+    defaults = filled(restore)
+    assert (defaults["target"], defaults["approved"], defaults["keep_old"], defaults["start"]) == (
+        "image",
+        False,
+        True,
+        False,
+    )
+    asked = {"vm": "i-2-1-VM", "before": "2026-01-31T22:00:00+00:00", "target": "in_place", "approved": True}
+    assert filled(restore, **asked) == {**defaults, **asked}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backup", "../../etc/2026.01.31.22.00.05"),
+        ("target", "somewhere"),
+        ("target", "new-vm"),
+        ("format", "vmdk"),
+        ("volumes", "root"),
+        ("approved", "yes"),
+        ("host", "nowhere"),
+    ],
+)
+def test_what_the_form_of_a_restore_refuses(dags: Mapping[str, Any], name: str, value: Any) -> None:
+    with pytest.raises(ParamValidationError):
+        filled(dags["nas_restore"], **{name: value})

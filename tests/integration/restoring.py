@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup.catalog import restores
-from nasbackup.model import Backup, Host
-from nasbackup.restore.plan import RestorePlan, RestoreRequest, Target
+from nasbackup.model import Backup, Host, Target
+from nasbackup.restore.plan import RestorePlan, RestoreRequest
 from nasbackup.steps import Site
 from nasbackup.steps import restore as steps
 

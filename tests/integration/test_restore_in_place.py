@@ -8,9 +8,8 @@ from typing import Any
 import libvirt
 import pytest
 from nasbackup.errors import RestoreRefused, VmNotStopped
-from nasbackup.model import BackupType, Reason
+from nasbackup.model import BackupType, Reason, Target
 from nasbackup.restore import files
-from nasbackup.restore.plan import Target
 from nasbackup.steps import Site
 from nasbackup.tools import node
 from nasbackup.transfer.qemu_nbd import QemuNbd

@@ -114,40 +114,6 @@ def policy_params() -> dict[str, Param]:
     }
 
 
-def restore_params() -> dict[str, Param]:
-    """The form of ``nas_restore``."""
-    return {
-        "backup": Param(
-            type="string",
-            pattern=EXTERNAL_ID,
-            title="Backup",
-            description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`.",
-        ),
-        "volumes": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="Volumes",
-            description="One a line: names of the volumes to restore. Empty: all.",
-        ),
-        "target": Param(
-            "image",
-            type="string",
-            enum=["image"],
-            values_display={"image": "image: standalone image files"},
-            title="Target",
-            description="What the backup becomes.",
-        ),
-        "to": Param(
-            type="string",
-            minLength=1,
-            title="Directory",
-            description="Absolute path of the directory that gets the images; made when it does not exist.",
-        ),
-        "format": Param("qcow2", type="string", enum=["qcow2", "raw"], title="Format", description="Of the images."),
-    }
-
-
 def reconcile_params() -> dict[str, Param]:
     """The form of ``nas_reconcile``."""
     return {"dry_run": _dry_run()}

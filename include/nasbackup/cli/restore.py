@@ -13,10 +13,10 @@ from nasbackup.cli import output, restore_output
 from nasbackup.cli.options import holder, json_option
 from nasbackup.cli.places import InCatalog, Place, with_place
 from nasbackup.errors import NoBackupBefore, RestoreRefused
-from nasbackup.model import Host
+from nasbackup.model import Host, Target
 from nasbackup.restore.files import require_room
 from nasbackup.restore.image import choose, image_bytes, image_path, restore_images
-from nasbackup.restore.plan import ImageFormat, RestorePlan, RestoreRequest, Target, parse_moment
+from nasbackup.restore.plan import ImageFormat, RestorePlan, RestoreRequest, parse_moment
 from nasbackup.steps import restore as steps
 
 _TARGETS = [target.value.replace("_", "-") for target in Target]

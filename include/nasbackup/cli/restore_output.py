@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from nasbackup.cli.output import print_json, stdout
 from nasbackup.restore.plan import RestorePlan
-from nasbackup.steps.restore import RestoreResult
+from nasbackup.steps.restore import RestoreResult, result_document
 
 
 def plan_document(plan: RestorePlan) -> dict[str, Any]:
@@ -78,20 +78,6 @@ def show_files(
     for path, sum_, has in room:
         _say(f"{path}: needs up to {decimal(sum_)}, has {decimal(has)} free")
     _say("Nothing was written (dry run).")
-
-
-def result_document(result: RestoreResult) -> dict[str, Any]:
-    return {
-        "external_id": result.backup,
-        "target": result.target.value,
-        "vm": result.vm,
-        "vm_uuid": result.vm_uuid,
-        "volumes": [{"name": name, "file": path} for name, path in result.volumes.items()],
-        "kept": list(result.kept),
-        "attached": result.attached,
-        "started": result.started,
-        "notes": list(result.notes),
-    }
 
 
 def show_result(result: RestoreResult, *, as_json: bool) -> None:

@@ -76,6 +76,7 @@ def _content(path: Path) -> bytes:
 
 def _packed(directory: Path) -> bytes:
     """A tar of the directory, with the names of the owners: their numbers are another host's business."""
+    directory.stat()
     if sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) > _LARGEST:
         raise OSError(0, f"it is larger than {_LARGEST} bytes")
     if not any(path.is_file() for path in directory.rglob("*")):

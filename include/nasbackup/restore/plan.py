@@ -8,26 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import PurePath
 from typing import Any, Literal
 
 from nasbackup import layout
 from nasbackup.errors import ParamInvalid, RestoreRefused
 from nasbackup.machine import SavedState, StateKind
-from nasbackup.model import Backup, BackupVolume, Vm, VmState
+from nasbackup.model import Backup, BackupVolume, Target, Vm, VmState
 
 ImageFormat = Literal["qcow2", "raw"]
 FORMATS = ("qcow2", "raw")
 STAGED = ".restoring-"
 BEFORE = ".before-"
-
-
-class Target(StrEnum):
-    IMAGE = "image"  # standalone files, nothing defined
-    NEW_VM = "new_vm"
-    IN_PLACE = "in_place"  # the volumes of the VM itself are replaced
-    VOLUME = "volume"  # one volume becomes a new disk of a VM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ or the next restore of the VM, must know is in the catalog's row of the restore.
 """
 
 from nasbackup.steps.restore.bench import Bench
-from nasbackup.steps.restore.commit import RestoreResult, commit
+from nasbackup.steps.restore.commit import RestoreResult, commit, result_document
 from nasbackup.steps.restore.plan import plan
 from nasbackup.steps.restore.undo import give_back
 from nasbackup.steps.restore.volume import restore_volume
 
-__all__ = ["Bench", "RestoreResult", "commit", "give_back", "plan", "restore_volume"]
+__all__ = ["Bench", "RestoreResult", "commit", "give_back", "plan", "restore_volume", "result_document"]

@@ -8,19 +8,20 @@ import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nasbackup.catalog import Database, leases, restores, vms
 from nasbackup.catalog.restores import RestoreState
 from nasbackup.errors import HypervisorError, NasBackupError, RestoredNotStarted, VerifyFailed, VmNotStopped
 from nasbackup.hypervisor import Hypervisor, connect, define, machine_state
 from nasbackup.machine import StateKind
-from nasbackup.model import Backup
+from nasbackup.model import Backup, Target
 from nasbackup.nas import state
 from nasbackup.nas.durable import write_durably
 from nasbackup.nas.watchdog import watched
 from nasbackup.restore import files
 from nasbackup.restore.image import locate
-from nasbackup.restore.plan import RestorePlan, Target
+from nasbackup.restore.plan import RestorePlan
 from nasbackup.steps.bitmaps import drop_unneeded
 from nasbackup.steps.restore.bench import Bench
 from nasbackup.steps.restore.plan import described, vm_in_place
@@ -43,6 +44,21 @@ class RestoreResult:
     attached: str | None = None
     started: bool = False
     notes: tuple[str, ...] = ()
+
+
+def result_document(result: RestoreResult) -> dict[str, Any]:
+    """In JSON: the public form (docs/restore.md)."""
+    return {
+        "external_id": result.backup,
+        "target": result.target.value,
+        "vm": result.vm,
+        "vm_uuid": result.vm_uuid,
+        "volumes": [{"name": name, "file": path} for name, path in result.volumes.items()],
+        "kept": list(result.kept),
+        "attached": result.attached,
+        "started": result.started,
+        "notes": list(result.notes),
+    }
 
 
 def commit(bench: Bench, *, backup: Backup, key: str) -> RestoreResult:

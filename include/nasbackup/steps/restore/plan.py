@@ -13,7 +13,7 @@ from nasbackup.catalog import restores
 from nasbackup.errors import BackupNotRestorable, ParamInvalid, RestoreRefused, TargetExists, VmNotStopped
 from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state
 from nasbackup.machine import StateKind
-from nasbackup.model import Backup, BackupVolume, Vm
+from nasbackup.model import Backup, BackupVolume, Target, Vm
 from nasbackup.nas import state
 from nasbackup.nas.watchdog import watched
 from nasbackup.restore import files
@@ -25,7 +25,6 @@ from nasbackup.restore.plan import (
     RestorePlan,
     RestoreRequest,
     Space,
-    Target,
     check_request,
     in_place_files,
     is_running,

@@ -10,9 +10,9 @@ from nasbackup.catalog.restores import RestoreRow, RestoreState
 from nasbackup.errors import VmBusy
 from nasbackup.hypervisor import Hypervisor, connect
 from nasbackup.hypervisor.xml import parse_disks
-from nasbackup.model import Backup
+from nasbackup.model import Backup, Target
 from nasbackup.restore import files
-from nasbackup.restore.plan import RestorePlan, Target, from_document
+from nasbackup.restore.plan import RestorePlan, from_document
 from nasbackup.steps.restore.bench import Bench
 
 log = logging.getLogger(__name__)

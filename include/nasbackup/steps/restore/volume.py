@@ -7,12 +7,12 @@ from pathlib import Path
 
 from nasbackup.errors import TransferError, VerifyFailed
 from nasbackup.hypervisor import connect
-from nasbackup.model import Backup, BackupVolume
+from nasbackup.model import Backup, BackupVolume, Target
 from nasbackup.nas.durable import sync_directory
 from nasbackup.nas.watchdog import Follower
 from nasbackup.restore import files
 from nasbackup.restore.image import Follow, Located, choose, locate, require_whole
-from nasbackup.restore.plan import PlannedVolume, Target
+from nasbackup.restore.plan import PlannedVolume
 from nasbackup.steps.restore.bench import Bench
 from nasbackup.steps.restore.plan import vm_in_place
 from nasbackup.transfer.convert import flatten, is_same_disk
