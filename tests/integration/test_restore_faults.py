@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nasbackup.catalog import backups, deletions, leases
+from nasbackup.catalog import deletions, leases, restores
 from nasbackup.errors import (
     BackupNotFound,
     BackupNotRestorable,
@@ -178,7 +178,7 @@ def test_the_newest_before_a_moment(story: Story, site: Site) -> None:
 
     def latest(**options: Any) -> Any:
         with site.database.transaction() as cursor:
-            return backups.latest_of(cursor, **options)
+            return restores.latest_of(cursor, **options)
 
     assert latest(vm=story.machine.name).external_id == made[2].external_id
     assert latest(vm=story.machine.name, before=made[2].created_at).external_id == made[1].external_id

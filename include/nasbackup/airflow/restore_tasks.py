@@ -12,7 +12,7 @@ from nasbackup import fleet
 from nasbackup.airflow import hooks
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
-from nasbackup.catalog import Database, backups
+from nasbackup.catalog import Database, backups, restores
 from nasbackup.errors import NoBackupBefore, ParamInvalid, TargetExists
 from nasbackup.model import Backup, Host, Target
 from nasbackup.restore.files import require_room
@@ -154,7 +154,7 @@ def _resolve(database: Database, params: Mapping[str, Any]) -> Backup:
     with database.transaction() as cursor:
         if params["backup"]:
             return backups.find(cursor, external_id=params["backup"])
-        found = backups.latest_of(cursor, vm=params["vm"], before=moment)
+        found = restores.latest_of(cursor, vm=params["vm"], before=moment)
     if found is None:
         raise NoBackupBefore(vm=params["vm"], when=f"from before {moment:%Y-%m-%d %H:%M:%S %Z}" if moment else "at all")
     log.info("The newest backup is %s", found.external_id)

@@ -72,27 +72,6 @@ def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup 
     return found[0] if found else None
 
 
-def recorded_before(cursor: Cursor, *, backup_id: int) -> list[Backup]:
-    """BackedUp ones of the same VM in the same repository that were begun before this one, the newest first."""
-    return select_where(
-        cursor,
-        "b.status = 'BackedUp' AND (b.vm_id, b.repository_id) ="
-        " (SELECT vm_id, repository_id FROM backup WHERE backup_id = %s)"
-        " AND b.begun < (SELECT begun FROM backup WHERE backup_id = %s)",
-        (backup_id, backup_id),
-    )[::-1]
-
-
-def latest_of(cursor: Cursor, *, vm: str, before: datetime | None = None) -> Backup | None:
-    """The newest BackedUp backup of the VM of this name, in any repository, whose point in time is before this one."""
-    found = select_where(
-        cursor,
-        "vm.name = %s AND b.status = 'BackedUp' AND (%s::timestamptz IS NULL OR b.created_at < %s::timestamptz)",
-        (vm, before, before),
-    )
-    return found[-1] if found else None
-
-
 def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
     """Backups of this VM that are being made or were left by a run that died, and failed ones not cleaned up yet."""
     cursor.execute(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from psycopg2.extras import Json
 
+from nasbackup.catalog import backups
 from nasbackup.catalog.database import Cursor
 from nasbackup.errors import RestoreSuperseded
+from nasbackup.model import Backup
 
 
 class RestoreState(StrEnum):
@@ -27,6 +30,32 @@ class RestoreRow:
     state: RestoreState
     plan: Mapping[str, Any]
 
+
+# --- which one is restored ------------------------------------------------------------------------------------
+
+
+def recorded_before(cursor: Cursor, *, backup_id: int) -> list[Backup]:
+    """BackedUp ones of the same VM in the same repository that were begun before this one, the newest first."""
+    return backups.select_where(
+        cursor,
+        "b.status = 'BackedUp' AND (b.vm_id, b.repository_id) ="
+        " (SELECT vm_id, repository_id FROM backup WHERE backup_id = %s)"
+        " AND b.begun < (SELECT begun FROM backup WHERE backup_id = %s)",
+        (backup_id, backup_id),
+    )[::-1]
+
+
+def latest_of(cursor: Cursor, *, vm: str, before: datetime | None = None) -> Backup | None:
+    """The newest BackedUp backup of the VM of this name, in any repository, whose point in time is before this one."""
+    found = backups.select_where(
+        cursor,
+        "vm.name = %s AND b.status = 'BackedUp' AND (%s::timestamptz IS NULL OR b.created_at < %s::timestamptz)",
+        (vm, before, before),
+    )
+    return found[-1] if found else None
+
+
+# --- how far it is --------------------------------------------------------------------------------------------
 
 _SELECT = "SELECT vm.uuid, vm.name, r.key, r.state, r.plan FROM restore r JOIN vm USING (vm_id)"
 

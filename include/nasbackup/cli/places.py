@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import click
 
-from nasbackup.catalog import Database, backups, deletions, repositories
+from nasbackup.catalog import Database, backups, deletions, repositories, restores
 from nasbackup.cli.options import database_or_refuse, holder
 from nasbackup.errors import NotARepository
 from nasbackup.model import Backup, BackupStatus, Repository, RepositoryType
@@ -73,7 +73,7 @@ class InCatalog:
 
     def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
         with self.database.transaction() as cursor:
-            return backups.latest_of(cursor, vm=vm, before=before)
+            return restores.latest_of(cursor, vm=vm, before=before)
 
     @contextmanager
     def reading(self, located: Located, follow: Follow) -> Iterator[Follow]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasbackup.catalog import Database, backups, repositories
+from nasbackup.catalog import Database, backups, repositories, restores
 from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume
 from nasbackup.model import Backup, BackupStatus, BackupVolume, Repository, RepositoryType
 from nasbackup.nas.repository import open_root
@@ -67,7 +67,7 @@ def locate(database: Database, *, external_id: str) -> Located:
 
 def _older(database: Database, *, backup: Backup, root: Path) -> Iterator[Located]:
     with database.transaction() as cursor:
-        found = backups.recorded_before(cursor, backup_id=backup.backup_id)
+        found = restores.recorded_before(cursor, backup_id=backup.backup_id)
     for earlier in found:
         with database.transaction() as cursor:
             lineage = backups.lineage(cursor, backup_id=earlier.backup_id)

@@ -35,7 +35,7 @@ LIBVIRT_READS = re.compile(
     r"_.*|c_pointer|close|connect|domain|ID|info|name|state|OSType|UUID.*"
     r"|.*([gG]et|[lL]ist|[lL]ookup|XMLDesc|Info|Stats|Current|is[A-Z]|has[A-Z]|Register|Deregister).*"
 )
-TOOLS_THAT_READ = re.compile(r"\bqemu-img (check|compare|info|map)\b")
+TOOLS_THAT_READ = re.compile(r"\bqemu-img (check|compare|info|map|measure)\b")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _open = os.open
