@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 from nasbackup import steps
+from nasbackup.catalog import restores
 from nasbackup.errors import HostUnreachable, NotARepository
-from nasbackup.model import BackupStatus, BackupType, Quiesce
+from nasbackup.model import BackupStatus, BackupType, Quiesce, Target
 from nasbackup.reconcile import act, observe, plan
 from nasbackup.reconcile.plan import Kind
+from nasbackup.restore import files
+from nasbackup.steps import restore
 
+from tests.integration.restoring import assert_no_trace, bench_of, contents, request
 from tests.integration.story import Story
 
 
@@ -107,3 +111,47 @@ def test_a_recorded_backup_that_is_not_on_the_nas_is_reported_not_forgotten(stor
     (action,) = plan(observe(story.site)).actions
     assert (action.kind, action.what) == (Kind.REPORT, backup.external_id)
     assert story.load(backup.backup_id).status is BackupStatus.BACKED_UP
+
+
+def test_a_restore_that_was_cut_off_is_undone_and_one_that_waits_for_an_answer_is_left(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.machine.guest_io("vda", "write -P 1 0 1M")
+    backup = story.backup()
+    story.machine.guest_io("vda", "write -P 2 0 1M")
+    story.machine.destroy()
+    before = contents(story.machine)
+    bench = bench_of(story.site)
+    asked = request(backup, Target.IN_PLACE)
+    restore.plan(bench, request=asked)
+    bench.lease(uuid=backup.vm_uuid, vm=backup.vm).leave()
+    assert reconcile(story) == [], "somebody is being asked"
+
+    for volume in backup.volumes:
+        restore.restore_volume(bench, backup=backup, key=asked.key, volume=volume.name)
+
+    class Killed(BaseException):
+        pass
+
+    def cut_off(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_sync", cut_off)
+        with pytest.raises(Killed):
+            restore.commit(bench, backup=backup, key=asked.key)
+    assert reconcile(story) == [], "its lease is alive"
+    expire_leases(story)
+    assert reconcile(story) == [Kind.UNDO_RESTORE]
+    assert contents(story.machine) == before
+    with story.site.database.transaction() as cursor:
+        cursor.execute("DELETE FROM lease WHERE expires_at < clock_timestamp()")
+    assert_no_trace(story.site, story.machine.directory)
+
+    restore.plan(bench, request=asked)
+    expire_leases(story)
+    with story.site.database.transaction() as cursor:
+        cursor.execute("UPDATE restore SET begun_at = begun_at - interval '25 hours'")
+    assert reconcile(story) == [Kind.UNDO_RESTORE]
+    with story.site.database.transaction() as cursor:
+        assert restores.list_all(cursor) == []

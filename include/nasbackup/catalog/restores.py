@@ -28,6 +28,9 @@ class RestoreRow:
     vm: str
     key: str
     state: RestoreState
+    begun_at: datetime
+    host: str
+    """The KVM host on which it writes, by libvirt's name for it."""
     plan: Mapping[str, Any]
 
 
@@ -57,14 +60,14 @@ def latest_of(cursor: Cursor, *, vm: str, before: datetime | None = None) -> Bac
 
 # --- how far it is --------------------------------------------------------------------------------------------
 
-_SELECT = "SELECT vm.uuid, vm.name, r.key, r.state, r.plan FROM restore r JOIN vm USING (vm_id)"
+_SELECT = "SELECT vm.uuid, vm.name, r.key, r.state, r.begun_at, r.plan FROM restore r JOIN vm USING (vm_id)"
 
 
-def begin(cursor: Cursor, *, vm_uuid: str, key: str, plan: Mapping[str, Any]) -> None:
+def begin(cursor: Cursor, *, vm_uuid: str, key: str, host: str, plan: Mapping[str, Any]) -> None:
     """There must be none: what an earlier one left has been undone."""
     cursor.execute(
         "INSERT INTO restore (vm_id, key, state, plan) SELECT vm_id, %s, 'staging', %s FROM vm WHERE uuid = %s",
-        (key, Json(plan), vm_uuid),
+        (key, Json({"host": host, "plan": plan}), vm_uuid),
     )
 
 
@@ -104,5 +107,11 @@ def end(cursor: Cursor, *, vm_uuid: str, key: str) -> None:
 
 def _row(row: Mapping[str, Any]) -> RestoreRow:
     return RestoreRow(
-        vm_uuid=str(row["uuid"]), vm=row["name"], key=row["key"], state=RestoreState(row["state"]), plan=row["plan"]
+        vm_uuid=str(row["uuid"]),
+        vm=row["name"],
+        key=row["key"],
+        state=RestoreState(row["state"]),
+        begun_at=row["begun_at"],
+        host=row["plan"]["host"],
+        plan=row["plan"]["plan"],
     )

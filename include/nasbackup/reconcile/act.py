@@ -16,6 +16,8 @@ from nasbackup.reconcile.plan import Action, Kind, plan
 from nasbackup.steps.delete import finish_as_holder
 from nasbackup.steps.discard import discard
 from nasbackup.steps.lease import held_lease
+from nasbackup.steps.restore import Bench
+from nasbackup.steps.restore.undo import clear
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ def _carry_out(site: Site, hypervisor: Hypervisor, *, action: Action, token: int
         with site.database.transaction() as cursor:
             backup = backups.get(cursor, backup_id=action.backup_id)
         discard(site, hypervisor, backup=backup, lease_token=token, why="its run died; cleaned up by nas_reconcile")
+    elif action.kind is Kind.UNDO_RESTORE:
+        clear(Bench(database=site.database, host=site.host, holder=""), vm_uuid=action.vm_uuid, token=token)
     elif action.kind is Kind.END_JOB:
         job.end(hypervisor, name=job.JobName(host=site.host, vm_uuid=action.vm_uuid, stamp=""))
     elif action.kind is Kind.DROP_CHECKPOINT:

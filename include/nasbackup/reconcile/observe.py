@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.catalog import overview, vms
+from nasbackup.catalog import overview, restores, vms
+from nasbackup.catalog.restores import RestoreRow, RestoreState
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
 from nasbackup.nas.repository import doing
-from nasbackup.reconcile.plan import NasView, View, VmView
+from nasbackup.reconcile.plan import LeftRestore, NasView, View, VmView
 from nasbackup.steps.ticket import Site
 
 
@@ -26,7 +28,10 @@ def observe(site: Site, *, holder: str = "") -> View:
         rows = overview.backups_in(cursor, repository=site.repository.name)
         clean = overview.cleaned(cursor)
         read = overview.being_read(cursor)
+        left = [row for row in restores.list_all(cursor) if row.vm_uuid not in leased]
     with connect(site.host) as hypervisor:
+        with hypervisor.doing("asking for the host's name"):
+            here = hypervisor.connection.getHostname()
         machines = tuple(
             _vm(
                 hypervisor,
@@ -41,7 +46,26 @@ def observe(site: Site, *, holder: str = "") -> View:
         )
     with doing(site.repository, "listing backups"):
         nas = _nas(root)
-    return View(vms=machines, nas=nas, backups=tuple(rows), clean=clean, socket_dir=site.host.socket_dir, read=read)
+    return View(
+        vms=machines,
+        nas=nas,
+        backups=tuple(rows),
+        clean=clean,
+        socket_dir=site.host.socket_dir,
+        read=read,
+        restores=tuple(_left(row) for row in left if row.host == here),
+        now=datetime.now(UTC),
+    )
+
+
+def _left(row: RestoreRow) -> LeftRestore:
+    return LeftRestore(
+        vm_uuid=row.vm_uuid,
+        vm=row.vm,
+        backup=row.plan["backup"],
+        moving=row.state is not RestoreState.STAGING,
+        begun_at=row.begun_at,
+    )
 
 
 def _vm(

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from nasbackup import layout
 from nasbackup.model import Backup, BackupStatus
 
+ANSWERED_WITHIN = timedelta(hours=24)
+"""nas_restore asks before it replaces volumes; by then there is an answer, or the run has ended without one."""
+
 
 class Kind(StrEnum):
     UNDO_BACKUP = "undo_backup"  # left unfinished by a run that died: job, checkpoint and files go
+    UNDO_RESTORE = "undo_restore"  # one that was cut off while files got their names, or left long ago
     FINISH_DELETE = "finish_delete"  # a deletion that was begun, and that nothing holds up any more
     END_JOB = "end_job"  # a backup job of ours that no backup in the making needs
     DROP_CHECKPOINT = "drop_checkpoint"
@@ -57,6 +62,17 @@ class NasView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftRestore:
+    """A restore on this host that nobody is at work on."""
+
+    vm_uuid: str
+    vm: str
+    backup: str
+    moving: bool
+    begun_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything of one host and one repository, seen at once. ``backups``: all of this repository, in any state."""
 
@@ -68,6 +84,8 @@ class View:
     socket_dir: str
     read: frozenset[int] = frozenset()
     """Numbers of the backups that somebody reads just now: they are kept as by a child."""
+    restores: tuple[LeftRestore, ...] = ()
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +121,15 @@ def _actions(view: View) -> Iterator[Action]:
                 why=f"it is {backup.status} and nothing needs it any more",
                 vm_uuid=backup.vm_uuid,
                 backup_id=backup.backup_id,
+            )
+    for left in view.restores:
+        # One that has moved nothing yet may be waiting for somebody's answer.
+        if left.moving or (view.now is not None and view.now - left.begun_at > ANSWERED_WITHIN):
+            yield Action(
+                kind=Kind.UNDO_RESTORE,
+                what=left.backup,
+                why=f"its restore (VM {left.vm}) was begun {left.begun_at:%Y-%m-%d %H:%M} and nobody is at work on it",
+                vm_uuid=left.vm_uuid,
             )
     for vm in view.vms:
         if not vm.leased and vm.on_host:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nasbackup.catalog import leases
+from nasbackup.catalog import leases, restores
 from nasbackup.model import Backup, Target
+from nasbackup.reconcile import act, observe, plan
 from nasbackup.restore.plan import RestoreRequest
 from nasbackup.steps import Site
 from nasbackup.steps import restore as steps
@@ -147,7 +148,10 @@ def retried(scene: Scene, step: str, committed: bool) -> None:
 def given_up(scene: Scene, step: str, committed: bool) -> None:
     """Airflow has no tries left: the teardown runs."""
     scene.do("give_back")
-    scene.assert_done() if committed else scene.assert_undone()
+    if committed:
+        scene.assert_done()
+    else:
+        scene.assert_undone()
 
 
 def abandoned(scene: Scene, step: str, committed: bool) -> None:
@@ -167,12 +171,28 @@ def abandoned(scene: Scene, step: str, committed: bool) -> None:
     scene.assert_done()
 
 
+def reconciled(scene: Scene, step: str, committed: bool) -> None:
+    """Nobody comes back, and nas_reconcile finds what was cut off. (What was staged waits for the next restore.)"""
+    expire_leases(scene.site)
+    outcomes = act(scene.site, actions=plan(observe(scene.site)).to_do, holder="nas_reconcile/crash")
+    assert [outcome for outcome in outcomes if not outcome.done] == []
+    with scene.site.database.transaction() as cursor:
+        left = restores.list_all(cursor)
+    assert [row.state for row in left if row.state is not restores.RestoreState.STAGING] == []
+    if left:
+        scene.do("give_back")
+    if committed:
+        scene.assert_done()
+    else:
+        scene.assert_undone()
+
+
 def expire_leases(site: Site) -> None:
     with site.database.transaction() as cursor:
         cursor.execute("UPDATE lease SET expires_at = clock_timestamp() - interval '1 second'")
 
 
-RECOVERIES: list[Callable[[Scene, str, bool], None]] = [retried, given_up, abandoned]
+RECOVERIES: list[Callable[[Scene, str, bool], None]] = [retried, given_up, abandoned, reconciled]
 
 
 # --- the suite ------------------------------------------------------------------------------------------------

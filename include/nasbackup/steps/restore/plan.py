@@ -51,14 +51,15 @@ def plan(bench: Bench, *, request: RestoreRequest, dry_run: bool = False) -> Res
     for volume in chosen:
         located.layers(volume)
     with connect(bench.host) as hypervisor:
+        with hypervisor.doing("asking for the host's name"):
+            host = hypervisor.connection.getHostname()
         made = _PLANNERS[request.target](hypervisor, request=request, located=located, chosen=chosen)
     measured = {volume.name: image_bytes(located, volume=volume) for volume in chosen}
     made = replace(made, volumes=tuple(replace(volume, needs=measured[volume.name]) for volume in made.volumes))
     made = replace(made, space=space_of(made))
     if not dry_run:
         with bench.database.transaction() as cursor:
-            document = {"host": bench.host.name, "plan": made.as_document()}
-            restores.begin(cursor, vm_uuid=backup.vm_uuid, key=request.key, plan=document)
+            restores.begin(cursor, vm_uuid=backup.vm_uuid, key=request.key, host=host, plan=made.as_document())
     return made
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from nasbackup.catalog import leases, restores
 from nasbackup.catalog.restores import RestoreRow, RestoreState
-from nasbackup.errors import VmBusy
+from nasbackup.errors import RestoreRefused, VmBusy
 from nasbackup.hypervisor import Hypervisor, connect
 from nasbackup.hypervisor.xml import parse_disks
 from nasbackup.model import Backup, Target
 from nasbackup.restore import files
-from nasbackup.restore.plan import RestorePlan, from_document
+from nasbackup.restore.plan import STAGED, RestorePlan, from_document
 from nasbackup.steps.restore.bench import Bench
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,20 @@ def clear(bench: Bench, *, vm_uuid: str, token: int) -> str | None:
         row = restores.find(cursor, vm_uuid=vm_uuid)
     if row is None:
         return None
-    plan = from_document(row.plan["plan"])
-    found = _clear(bench, row=row, plan=plan)
+    plan = from_document(row.plan)
+    with connect(bench.host) as hypervisor, hypervisor.doing("asking for the host's name"):
+        here = hypervisor.connection.getHostname()
+    if row.host == here:
+        found = _clear(bench, row=row, plan=plan)
+    elif row.state is RestoreState.MOVING:
+        raise RestoreRefused(
+            vm=row.vm,
+            why=f"an earlier restore was cut off on host {row.host} and has to be undone there: by nas_reconcile, or "
+            "by another restore on that host",
+        )
+    else:
+        left = ", ".join(f"{file.path}{STAGED}{row.key}" for file in plan.files)
+        found = f"A restore of {plan.backup} on host {row.host} did not come to its end; it may have left {left} there"
     with bench.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=vm_uuid, vm=row.vm, token=token)
         restores.end(cursor, vm_uuid=vm_uuid, key=row.key)
