@@ -133,16 +133,26 @@ def test_a_restore_that_was_cut_off_is_undone_and_one_that_waits_for_an_answer_i
     class Killed(BaseException):
         pass
 
-    def cut_off(*_: object) -> None:
-        raise Killed
+    take_places, rename, count = files.take_places, Path.rename, iter(range(1, 10))
+
+    def at_the_third(self: Path, target: object) -> object:
+        if next(count) == 3:
+            raise Killed
+        return rename(self, target)  # type: ignore[arg-type]
+
+    def cut_off(moved: object) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Path, "rename", at_the_third)
+            take_places(moved)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_sync", cut_off)
+        patch.setattr(files, "take_places", cut_off)
         with pytest.raises(Killed):
             restore.commit(bench, backup=backup, key=asked.key)
+    assert not all(path.exists() for path in story.machine.disks.values()), "it cannot start with a mixture"
     assert reconcile(story) == [], "its lease is alive"
     expire_leases(story)
-    assert reconcile(story) == [Kind.UNDO_RESTORE]
+    assert reconcile(story) == [Kind.UNDO_RESTORE, Kind.DROP_CHECKPOINT], "the next backup is a full all the same"
     assert contents(story.machine) == before
     with story.site.database.transaction() as cursor:
         cursor.execute("DELETE FROM lease WHERE expires_at < clock_timestamp()")

@@ -11,11 +11,20 @@ from nasbackup.errors import RestoreRefused, VmNotStopped
 from nasbackup.model import BackupType, Reason, Target
 from nasbackup.restore import files
 from nasbackup.steps import Site
+from nasbackup.steps import restore as steps
 from nasbackup.tools import node
 from nasbackup.transfer.qemu_nbd import QemuNbd
 
 from lab import vm as lab
-from tests.integration.restoring import assert_no_trace, contents, dry_run, identical, whole_restore
+from tests.integration.restoring import (
+    assert_no_trace,
+    bench_of,
+    contents,
+    dry_run,
+    identical,
+    request,
+    whole_restore,
+)
 from tests.integration.story import Story, tool
 
 
@@ -158,6 +167,47 @@ def test_a_vm_that_is_gone_or_has_its_memory_saved_is_refused(story: Story, site
     assert sorted(directory.iterdir()) == listing
     story.machine.connection.defineXML(definition)
     assert story.active_checkpoint() == active
+
+
+def test_a_vm_whose_definition_names_what_lies_below_a_disk_is_refused(story: Story, site: Site) -> None:
+    """QEMU would show the old base through the holes of the new volume."""
+    backup = story.backup()
+    story.machine.destroy()
+    base = story.machine.directory / "base.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(base), "24M")
+    definition = story.machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    below = f"<backingStore type='file'><format type='qcow2'/><source file='{base}'/><backingStore/></backingStore>"
+    story.machine.connection.defineXML(definition.replace("<target dev='vda'", f"{below}<target dev='vda'"))
+    refused(story, site, backup, kind=RestoreRefused, match=r"what lies below vda .* take that out with `virsh edit`")
+
+
+def test_a_swap_that_was_complete_is_never_taken_back(
+    story: Story, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the catalog knew: the VM can start by then, and what it writes is worth more than its past."""
+    first, _ = two_backups(story)
+    bench, asked = bench_of(site), request(first, Target.IN_PLACE)
+    steps.plan(bench, request=asked)
+    for volume in first.volumes:
+        steps.restore_volume(bench, backup=first, key=asked.key, volume=volume.name)
+
+    class Killed(BaseException):
+        pass
+
+    def cut_off(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_sync", cut_off)
+        with pytest.raises(Killed):
+            steps.commit(bench, backup=first, key=asked.key)
+    story.machine.start()
+    story.machine.guest_io("vda", "write -P 0x99 0 64k", "flush")
+    for _ in range(2):  # the retry, with the VM running; and the teardown
+        steps.commit(bench, backup=first, key=asked.key)
+    steps.give_back(bench, backup=first, key=asked.key)
+    story.machine.guest_io("vda", "read -P 0x99 0 64k", "read -P 0x11 64k 64k")
+    assert_no_trace(site, story.machine.directory)
 
 
 def test_a_vm_that_is_started_at_the_last_moment_wins(

@@ -83,6 +83,15 @@ def disk_source(disk: ET.Element) -> str:
     return source.get(attribute, "") if attribute else ""
 
 
+def disks_with_a_chain(domain_xml: str) -> list[str]:
+    """Targets of disks whose definition says what lies below their image; QEMU then does not ask the image."""
+    return [
+        target.get("dev", "")
+        for disk in ET.fromstring(domain_xml).iterfind("./devices/disk")
+        if disk.find("backingStore/source") is not None and (target := disk.find("target")) is not None
+    ]
+
+
 def nvram_path(domain_xml: str) -> str | None:
     """Where the VM has its UEFI variables: a file on its host; None when it has none, or not in a file."""
     found = ET.fromstring(domain_xml).find("./os/nvram")

@@ -135,11 +135,16 @@ def take_places(files: Sequence[PlannedFile]) -> None:
     _sync(files)
 
 
+def have_places(files: Sequence[PlannedFile]) -> bool:
+    """Whether ``take_places`` got to its end: from then on the VM may have been started, and nothing is taken back."""
+    return all(os.path.lexists(file.path) and not os.path.lexists(file.staged) for file in files)
+
+
 def give_back_places(files: Sequence[PlannedFile]) -> None:
     """Undo ``take_places``, wherever it got to: the old files have their places again, what was restored is staged."""
     for file in files:
         with doing("Taking away", Path(file.path)):
-            if not os.path.lexists(file.staged):
+            if not os.path.lexists(file.staged) and (file.old is None or os.path.lexists(file.old)):
                 Path(file.path).rename(file.staged)
     for file in reversed(files):
         path, old = Path(file.path), Path(file.old or "")

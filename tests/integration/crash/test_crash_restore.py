@@ -236,6 +236,8 @@ def is_committed(scene: Scene) -> bool:
         row = cursor.fetchone()
     if row is not None and row["state"] == "done":
         return True
+    if scene.target is Target.IN_PLACE:  # from here on the VM may have been started
+        return all(image.exists() for image in scene.disks.values()) and scene.content() == scene.point
     if scene.target is Target.NEW_VM:
         return scene.other.name in [domain.name() for domain in scene.machine.connection.listAllDomains()]
     return scene.target is Target.VOLUME and len(scene.machine.disks) > len(scene.disks)

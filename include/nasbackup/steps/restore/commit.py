@@ -78,8 +78,8 @@ def commit(bench: Bench, *, backup: Backup, key: str) -> RestoreResult:
                 _commit(bench, hypervisor, backup=backup, plan=plan, token=token)
             except NasBackupError:
                 # What was restored stays staged: a retry needs not read it from the NAS again.
-                if _state(bench.database, backup=backup, key=key) is RestoreState.MOVING:
-                    undo_moves(bench, plan=plan)
+                moving = _state(bench.database, backup=backup, key=key) is RestoreState.MOVING
+                if moving and undo_moves(bench, plan=plan):
                     _set_state(bench, backup=backup, plan=plan, token=token, state=RestoreState.STAGING)
                 raise
         return _after(bench, hypervisor, plan=plan)
@@ -118,6 +118,9 @@ def _swap(bench: Bench, hypervisor: Hypervisor, *, backup: Backup, plan: Restore
 
     First, and for good, the VM loses its active checkpoints: its next backup is a full whatever happens here.
     """
+    if moving and files.have_places(plan.files):  # an earlier try; the VM may run by now
+        _set_state(bench, backup=backup, plan=plan, token=token, state=RestoreState.DONE)
+        return
     there = [Path(name) for file in plan.files for name in (file.path, file.old) if name is not None]
     with files.kept_from_qemu(there, vm=plan.vm):
         if moving:

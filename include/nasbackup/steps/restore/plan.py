@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nasbackup.catalog import restores
 from nasbackup.errors import BackupNotRestorable, ParamInvalid, RestoreRefused, TargetExists, VmNotStopped
-from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state
+from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state, xml
 from nasbackup.machine import StateKind
 from nasbackup.model import Backup, BackupVolume, Target, Vm
 from nasbackup.nas import state
@@ -168,11 +168,18 @@ def vm_in_place(hypervisor: Hypervisor, *, backup: Backup) -> Vm:
                 why="its memory is saved (virsh managedsave) and would wake up on other disks: start it and shut it "
                 "down, or `virsh managedsave-remove` it",
             )
+        chained = xml.disks_with_a_chain(inventory.domain_definition(hypervisor, name=domain.name()))
         snapshots = [snapshot.getName() for snapshot in domain.listAllSnapshots()]
     if snapshots:
         raise RestoreRefused(
             vm=domain.name(),
             why=f"it has snapshots ({', '.join(snapshots)}), which restored volumes do not: delete them first",
+        )
+    if chained:
+        raise RestoreRefused(
+            vm=domain.name(),
+            why=f"its definition names what lies below {', '.join(chained)} (<backingStore>), and restored volumes "
+            "stand alone: take that out with `virsh edit`",
         )
     vm = inventory.inspect(hypervisor, name=domain.name())
     if is_running(vm):

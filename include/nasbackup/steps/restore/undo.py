@@ -79,11 +79,13 @@ def _clear(bench: Bench, *, row: RestoreRow, plan: RestorePlan) -> str | None:
 
 
 def undo_moves(bench: Bench, *, plan: RestorePlan) -> bool:
-    """What was restored is staged again, and the VM as it was. False: it is in use already, and nothing is undone.
+    """What was restored is staged again, and the VM as it was. False: it is in use, or can be, and nothing is undone.
 
     Raises VmNotStopped, FileTrouble, HostUnreachable.
     """
     if plan.target is Target.IN_PLACE:
+        if files.have_places(plan.files):
+            return False
         there = [Path(name) for file in plan.files for name in (file.path, file.old) if name is not None]
         with files.kept_from_qemu(there, vm=plan.vm):
             files.give_back_places(plan.files)
