@@ -55,6 +55,7 @@ class Reason(StrEnum):
     CHAIN_COMPLETE = "chain_complete"
     BITMAP_UNUSABLE = "bitmap_unusable"
     INCREMENTAL = "incremental"
+    IMPORTED = "imported"  # not decided here: found in a repository, made by CloudStack
 
 
 class VolumeReason(StrEnum):

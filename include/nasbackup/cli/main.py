@@ -80,7 +80,8 @@ def verify(*, place: Place, backup: str, as_json: bool) -> None:
                 on_layer=lambda layer: functools.partial(follow, f"verifying {layer.backup}/{layer.file.name}"),
             )
             checked.append({"volume": volume.name, "layers": [str(layer.file) for layer in layers]})
-    output.show_verified(backup, checked=checked, as_json=as_json)
+    by_digest = all(volume.digest is not None for volume in located.backup.volumes)
+    output.show_verified(backup, checked=checked, by_digest=by_digest, as_json=as_json)
 
 
 @main.command("rebuild-catalog")

@@ -125,12 +125,14 @@ def show_one(listing: Listing, *, as_json: bool) -> None:
     stdout().print(table)
 
 
-def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], by_digest: bool, as_json: bool) -> None:
+    """``by_digest`` False: an imported backup, of which no digest was ever recorded."""
     if as_json:
-        return print_json({"external_id": backup, "verified": True, "volumes": list(checked)})
+        return print_json({"external_id": backup, "verified": by_digest, "readable": True, "volumes": list(checked)})
+    found = "all as recorded" if by_digest else "whole and readable; no digests are recorded to compare with"
     for entry in checked:
         stdout().print(
-            f"{entry['volume']}: {len(entry['layers'])} layers read back, all as recorded", soft_wrap=True, markup=False
+            f"{entry['volume']}: {len(entry['layers'])} layers read back, {found}", soft_wrap=True, markup=False
         )
 
 

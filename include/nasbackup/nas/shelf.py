@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup import layout
-from nasbackup.errors import BackupNotFound, ManifestInvalid
+from nasbackup.errors import BackupNotFound, ImageRefused, ManifestInvalid
 from nasbackup.model import (
     Backup,
     BackupStatus,
@@ -20,7 +20,7 @@ from nasbackup.model import (
     Repository,
     VolumeReason,
 )
-from nasbackup.nas import manifest
+from nasbackup.nas import foreign, manifest
 from nasbackup.nas.publish import size_on_disk
 from nasbackup.nas.repository import doing
 
@@ -55,23 +55,31 @@ class Shelf:
 def read_shelf(repository: Repository, *, root: Path) -> Shelf:
     """Read every manifest. A directory that is none of a backup is passed over; a broken one is told. Raises NasIo."""
     described: dict[str, Backup] = {}
+    imported: dict[str, Backup] = {}
     problems: list[str] = []
     with doing(repository, "reading manifests"):
         for directory in _directories(root):
             external_id = str(directory.relative_to(root))
             try:
+                if foreign.is_foreign(directory):
+                    imported[external_id] = foreign.read(
+                        directory, external_id=external_id, repository=repository, older=imported
+                    )
+                    continue
                 document = manifest.read(directory)
                 if document["external_id"] != external_id:
                     raise ManifestInvalid(
                         path=directory / layout.MANIFEST, problem=f"it is of {document['external_id']}, a copy"
                     )
                 described[external_id] = _backup(document, repository=repository, directory=directory)
-            except ManifestInvalid as error:
-                problems.append(str(error))
-            except (OSError, RecursionError) as error:
+            except (ManifestInvalid, ImageRefused) as error:
+                problems.append(f"{external_id}: {error}" if isinstance(error, ImageRefused) else str(error))
+            except (OSError, RecursionError, ValueError) as error:
                 problems.append(f"{external_id}: {type(error).__name__}: {error}")
     whole: dict[str, Backup] = {}
-    for backup in sorted(described.values(), key=lambda found: (found.chain_position, found.created_at)):
+    for backup in sorted(
+        (*described.values(), *imported.values()), key=lambda found: (found.chain_position, found.created_at)
+    ):
         problem = _why_not(backup, whole=whole)
         if problem is None:
             whole[backup.external_id] = backup

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nasbackup import layout
 from nasbackup.catalog import Cursor, backups, leases, recovered, vms
 from nasbackup.errors import VmBusy
-from nasbackup.model import Backup, BackupStatus
+from nasbackup.model import Backup, BackupStatus, Reason
 from nasbackup.nas.shelf import read_shelf
 from nasbackup.steps.lease import held_lease
 from nasbackup.steps.ticket import Store
@@ -37,6 +37,12 @@ def rebuild_catalog(store: Store, *, holder: str, dry_run: bool = False) -> Rebu
     result = Rebuilt(problems=list(shelf.problems))
     groups: dict[str, list[Backup]] = {}
     for backup in shelf.backups:
+        if backup.reason is Reason.IMPORTED:
+            result.problems.append(
+                f"{backup.external_id}: CloudStack made it, and it has no manifest; "
+                f"`nasbackup list` and `restore` take it with --repository {root}"
+            )
+            continue
         groups.setdefault(backup.vm_uuid, []).append(backup)
     for vm_uuid, found in groups.items():
         vm = found[-1]
