@@ -1,4 +1,4 @@
-"""Backups that Apache CloudStack's NAS provider left in this layout, without a manifest: read from the files themselves.
+"""Backups that Apache CloudStack's NAS provider left in this layout, without a manifest: told by their files.
 
 Nothing in such a directory is trusted. A file's header is read before QEMU opens it, and its backing file must be a
 volume of an older backup of the same instance in this repository, named as CloudStack names it: ``../<time>/<file>``.
