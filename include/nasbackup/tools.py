@@ -21,15 +21,17 @@ def tool_environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C"}
 
 
-def bound_to_parent(command: list[str]) -> list[str]:
+def bound_to_parent(command: list[str], *, signal: str = "KILL") -> list[str]:
     """The command, killed by the kernel when the *thread* that starts it ends, also by SIGKILL of the process.
+
+    ``signal``: another one for a process that has to clean up after itself.
 
     The thread rule is Linux's (PR_SET_PDEATHSIG): start such a process in the thread that also waits for its end.
     """
     # Killed before setpriv said so, nobody would be told: whoever is an orphan by then does not begin. The shell reads
     # this constant alone; the command is handed on word by word.
     begin = '[ "$PPID" = "$0" ] && exec "$@"'
-    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", begin, str(os.getpid()), *command]
+    return ["setpriv", "--pdeathsig", signal, "--", "sh", "-c", begin, str(os.getpid()), *command]
 
 
 def run_tool(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from nasbackup.nas.repository import read_name
 from nasbackup.nas.shelf import Shelf, read_shelf
 from nasbackup.restore.image import Follow, Located, locate
 from nasbackup.steps.lease import SharedLease
+from nasbackup.steps.reading import Protection, protected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class Place(Protocol):
 
     def reading(self, located: Located, follow: Follow) -> Any:
         """A block in which nobody deletes a layer; yields what to call with progress."""
+
+    def protecting(self, located: Located, what: str) -> Any:
+        """The same for hours: the VM is backed up meanwhile. Yields a ``Protection``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,9 @@ class InCatalog:
         finally:
             lease.leave()
 
+    def protecting(self, located: Located, what: str) -> AbstractContextManager[Protection]:
+        return protected(self.database, external_id=located.backup.external_id, reader=holder(what))
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnShelf:
@@ -122,6 +129,10 @@ class OnShelf:
     @contextmanager
     def reading(self, located: Located, follow: Follow) -> Iterator[Follow]:
         yield follow  # there is no catalog, so there is nobody to keep away
+
+    @contextmanager
+    def protecting(self, located: Located, what: str) -> Iterator[Protection]:
+        yield Protection(backup=located.backup.external_id)
 
 
 def with_place(command: Callable[..., None]) -> Callable[..., None]:

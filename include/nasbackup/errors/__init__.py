@@ -17,6 +17,7 @@ from nasbackup.errors.access import (
     NoFileSystem,
     PickFailed,
     ReadingLost,
+    ServingFailed,
     ToolMissing,
 )
 from nasbackup.errors.alerts import (
@@ -151,6 +152,7 @@ __all__ = [
     "RestoreRefused",
     "RestoreSuperseded",
     "RestoredNotStarted",
+    "ServingFailed",
     "SettingInvalid",
     "TargetExists",
     "TargetFull",

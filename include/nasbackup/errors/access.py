@@ -21,6 +21,14 @@ class ImageRefused(NasError):
     template = "{file} is not opened: {problem}."
 
 
+class ServingFailed(NasBackupError):
+    template = (
+        "Backup {backup} cannot be served: {reason}. (Files need FUSE in the kernel, and the package fuse3 unless you "
+        "are root; without --files the volumes are served over NBD alone.)"
+    )
+    retryable = True
+
+
 class ToolMissing(RequestError):
     template = "{what} needs {tool}, which is not on this machine: {install}."
 

@@ -51,7 +51,7 @@ class QemuNbd:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._directory = _private_directory()
+        self._directory = private_directory()
         self._socket = self._directory / "nbd"
         try:
             with self._stderr_file.open("wb") as stderr:
@@ -119,7 +119,7 @@ class QemuNbd:
             raise ToolFailed(tool="qemu-nbd", exit_code=exit_code, stderr=self.stderr)
 
 
-def _private_directory() -> Path:
+def private_directory() -> Path:
     """A new directory with mode 0700, where the path of a socket is short enough to be one.
 
     Its name says whose it is: who was killed could not remove it, so the next one does.

@@ -1,0 +1,96 @@
+"""``nasbackup mount | files | instant | drill``: look into a backup, or run from it, where it lies."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from nasbackup.cli import access_output as output
+from nasbackup.cli.options import json_option
+from nasbackup.cli.places import Place, with_place
+from nasbackup.restore.serve import served
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType[timedelta]):
+    """``90s``, ``30m``, ``2h``, ``1d``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        found = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no duration: give for example 90s, 30m, 2h or 1d", param, ctx)
+        return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+@contextmanager
+def until_told() -> Iterator[threading.Event]:
+    """Set by ctrl-C or SIGTERM, which end the command in order instead of breaking it off."""
+    told = threading.Event()
+
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@click.command("mount")
+@click.argument("backup", metavar="ID")
+@click.option("--volume", "volumes", multiple=True, help="Only this volume, by name; may be given again.")
+@click.option(
+    "--files",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also as files: this directory gets <volume>.raw, as long as the command runs.",
+)
+@click.option(
+    "--tcp", "port", type=click.IntRange(1, 65535), help="Serve on this port of 127.0.0.1 instead of a Unix socket."
+)
+@click.option("--for", "duration", type=Duration(), help="End by itself after this time, for example 2h.")
+@json_option
+@with_place
+def mount(
+    *,
+    place: Place,
+    backup: str,
+    volumes: tuple[str, ...],
+    files: Path | None,
+    port: int | None,
+    duration: timedelta | None,
+    as_json: bool,
+) -> None:
+    """Serve a backup's volumes read-only, without copying them, until ctrl-C.
+
+    Each volume is one NBD export. Meanwhile the backup cannot be deleted (it becomes delete-pending); its VM is backed
+    up as usual.
+    """
+    with until_told() as told, place.protecting(place.locate(backup), "mount") as protection:
+        located = place.locate(backup)
+        with served(located, volumes=volumes, files=files.absolute() if files else None, port=port) as server:
+            end = time.monotonic() + duration.total_seconds() if duration else None
+            until = datetime.now(UTC) + duration if duration else None
+            output.show_served(located.backup, exports=server.exports, until=until, as_json=as_json)
+            while not told.wait(0.5) and (end is None or time.monotonic() < end):
+                protection.check()
+                server.check()
+
+
+COMMANDS = (mount,)
