@@ -86,16 +86,16 @@ def _build(cache: Path) -> Guest:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         raise GuestBuildError(f"to build the guest, first install: {', '.join(missing)}")
-    packages = _kernel_packages()
+    packages = kernel_packages()
     stamp = cache / "stamp.json"
     with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as work:
         tree = Path(work) / "tree"
         for package in packages:
-            _download_and_unpack(package, into=tree)
+            download_and_unpack(package, into=tree)
         vmlinuz = next(tree.glob("boot/vmlinuz-*"))
         version = vmlinuz.name.removeprefix("vmlinuz-")
         agent = Path(work) / "agent"
-        _download_and_unpack(AGENT_PACKAGE, into=agent)
+        download_and_unpack(AGENT_PACKAGE, into=agent)
         initrd = Path(work) / "initrd.img"
         initrd.write_bytes(_initramfs(Path(work) / "root", modules=_modules(tree), programs=_agent_files(agent)))
         new_stamp = Path(work) / "stamp.json"
@@ -108,7 +108,7 @@ def _build(cache: Path) -> Guest:
     return _guest(cache, version=version, recipe=_recipe())
 
 
-def _kernel_packages() -> list[str]:
+def kernel_packages() -> list[str]:
     """The packages with the kernel and its modules: one on Debian, two on Ubuntu."""
     for meta in META_PACKAGES:
         image = _dependency(meta, pattern=r"linux-image-(?:unsigned-)?\d[\w.+-]*")
@@ -129,16 +129,16 @@ def _dependency(package: str, *, pattern: str) -> str | None:
     return found[0] if found else None
 
 
-def _download_and_unpack(package: str, *, into: Path) -> None:
+def download_and_unpack(package: str, *, into: Path) -> None:
     # apt-get downloads as its own user, who can rarely write where we can: a directory in /tmp that it owns.
     with tempfile.TemporaryDirectory() as download:
         if os.geteuid() == 0:
             shutil.chown(download, user="_apt")
-        _run(["apt-get", "download", "--quiet=2", package], cwd=Path(download))
-        _run(["dpkg-deb", "-x", str(next(Path(download).glob("*.deb"))), str(into)])
+        run(["apt-get", "download", "--quiet=2", package], cwd=Path(download))
+        run(["dpkg-deb", "-x", str(next(Path(download).glob("*.deb"))), str(into)])
 
 
-def _run(command: Sequence[str], *, cwd: Path | None = None, given: bytes = b"") -> bytes:
+def run(command: Sequence[str], *, cwd: Path | None = None, given: bytes = b"") -> bytes:
     result = subprocess.run(command, check=False, cwd=cwd, input=given, capture_output=True)
     if result.returncode:
         raise GuestBuildError(f"{' '.join(command)} failed: {result.stderr.decode(errors='replace').strip()}")
@@ -179,7 +179,7 @@ def _decompressed(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
     if path.suffix == ".zst":
-        return _run(["zstd", "--decompress", "--stdout", "--quiet", str(path)])
+        return run(["zstd", "--decompress", "--stdout", "--quiet", str(path)])
     return path.read_bytes()
 
 
@@ -189,7 +189,7 @@ def _agent_files(tree: Path) -> dict[str, Path]:
     The libraries are this machine's: QEMU is built from the same source as its agent and depends on the same ones.
     """
     agent = next(tree.glob("usr/*bin/qemu-ga"))
-    needed = _run(["ldd", str(agent)]).decode()
+    needed = run(["ldd", str(agent)]).decode()
     if missing := re.findall(r"(\S+) => not found", needed):
         raise GuestBuildError(f"QEMU's guest agent needs libraries that this machine lacks: {', '.join(missing)}")
     # `name => /path (0x…)`, and the loader as `/path (0x…)`: all to be where they are here.
@@ -209,4 +209,4 @@ def _initramfs(root: Path, *, modules: dict[str, bytes], programs: dict[str, Pat
         (root / f"modules/{number:02}-{name}.ko").write_bytes(content)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     # Not compressed: under emulation the guest would spend a second on unpacking, and copying costs next to nothing.
-    return _run(["cpio", "--create", "--format=newc", "--owner=0:0", "--quiet"], cwd=root, given=names.encode())
+    return run(["cpio", "--create", "--format=newc", "--owner=0:0", "--quiet"], cwd=root, given=names.encode())

@@ -14,6 +14,8 @@ PACKAGES=(
   e2fsprogs util-linux                                           # mkfs, fsck; setpriv, flock
   ca-certificates
 )
+# For `nasbackup files`: about a hundred small packages, which only that command needs. It says so where they are missing.
+FILES_PACKAGES=(python3-guestfs libguestfs-xfs)
 
 ensure_packages() {
   command -v apt-get >/dev/null ||

@@ -105,7 +105,7 @@ def test_a_backup_is_served_over_nbd_and_as_files_and_is_not_deleted_meanwhile(s
             tool(*same, volume["nbd"])
             tool(*same, volume["file"])
             assert Path(volume["file"]).parent == files
-            assert os.stat(volume["file"]).st_mode & 0o777 == 0o400
+            assert Path(volume["file"]).stat().st_mode & 0o777 == 0o400
         refusal = subprocess.run(
             ["qemu-io", "-f", "raw", "-c", "write 0 4k", said["volumes"][0]["nbd"]], capture_output=True, check=False
         )

@@ -18,6 +18,8 @@ import click
 from nasbackup.cli import access_output as output
 from nasbackup.cli.options import json_option
 from nasbackup.cli.places import Place, with_place
+from nasbackup.restore.file_level import extract, target_of
+from nasbackup.restore.filesystems import opened
 from nasbackup.restore.serve import served
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -93,4 +95,51 @@ def mount(
                 server.check()
 
 
-COMMANDS = (mount,)
+@click.command("files")
+@click.argument("backup", metavar="ID")
+@click.argument("path", required=False)
+@click.option("--volume", help="The volume, by name.")
+@click.option("--partition", type=click.IntRange(1), help="The partition of it, by number.")
+@click.option("--filesystem", help="The file system, as the list without PATH names it.")
+@click.option(
+    "--extract", "wanted", metavar="PATH", help="Extract this file, or this directory with all that is in it."
+)
+@click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Directory that gets it.")
+@json_option
+@with_place
+def files_command(
+    *,
+    place: Place,
+    backup: str,
+    path: str | None,
+    volume: str | None,
+    partition: int | None,
+    filesystem: str | None,
+    wanted: str | None,
+    to: Path | None,
+    as_json: bool,
+) -> None:
+    """List what is at PATH in a backup's file system, or extract it; without PATH, list the file systems.
+
+    Links are kept as links and never followed; device nodes are left out, set-user-ID is taken away, and the files
+    belong to you.
+    """
+    if (wanted is None) != (to is None) or (wanted is not None and path is not None):
+        raise click.UsageError("Give PATH, or --extract PATH with --to DIR.")
+    located = place.locate(backup)
+    if wanted is not None and to is not None:
+        target_of(wanted, to=to.absolute())  # before the long way
+    # A logical volume may lie on several disks: all of them, unless one is named.
+    with place.protecting(located, "files"), opened(located, volumes=[volume] if volume else ()) as files:
+        if path is None and wanted is None:
+            return output.show_file_systems(backup, found=files.all(), as_json=as_json)
+        chosen = files.choose(volume=volume, partition=partition, name=filesystem)
+        files.mount(chosen)
+        if wanted is not None and to is not None:
+            done = extract(files, chosen=chosen, path=wanted, to=to.absolute())
+            output.show_extracted(backup, chosen=chosen, path=wanted, done=done, as_json=as_json)
+        elif path is not None:
+            output.show_entries(backup, chosen=chosen, path=path, entries=files.list(path), as_json=as_json)
+
+
+COMMANDS = (mount, files_command)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from nasbackup.cli.output import print_json, stdout
+from rich.table import Table
+
+from nasbackup.cli.output import add_row, print_json, stdout
 from nasbackup.model import Backup
+from nasbackup.restore.extract import printable
+from nasbackup.restore.file_level import Extracted
+from nasbackup.restore.filesystems import Entry, FileSystem
 from nasbackup.transfer.serve import Export
 
 
@@ -29,6 +35,95 @@ def show_served(backup: Backup, *, exports: Sequence[Export], until: datetime | 
             _say(f"{export.name}  {export.uri}" + (f"  {export.file}" if export.file else ""))
         _say(f"Read-only, until {until:%Y-%m-%d %H:%M:%S} UTC or ctrl-C." if until else "Read-only, until ctrl-C.")
     sys.stdout.flush()
+
+
+def show_file_systems(backup: str, *, found: Sequence[FileSystem], as_json: bool) -> None:
+    if as_json:
+        return print_json(
+            {
+                "external_id": backup,
+                "filesystems": [
+                    {
+                        "name": one.name,
+                        "type": one.type,
+                        "volume": one.volume,
+                        "partition": one.partition,
+                        "readable": one.has_files,
+                    }
+                    for one in found
+                ],
+            }
+        )
+    table = _table("FILE SYSTEM", "TYPE", "")
+    for one in found:
+        add_row(table, one.name, one.type, "" if one.has_files else "has no files that can be read")
+    stdout().print(table)
+
+
+def show_entries(backup: str, *, chosen: FileSystem, path: str, entries: Sequence[Entry], as_json: bool) -> None:
+    if as_json:
+        return print_json(
+            {
+                "external_id": backup,
+                "filesystem": chosen.name,
+                "path": printable(path),
+                "entries": [_entry_document(entry) for entry in entries],
+            }
+        )
+    table = _table("MODE", "OWNER", "SIZE", "MODIFIED", "NAME")
+    for entry in entries:
+        name = printable(entry.name) + (f" -> {printable(entry.target)}" if entry.target is not None else "")
+        when = f"{entry.modified:%Y-%m-%d %H:%M:%S}" if entry.modified else ""
+        kind = {"file": "-", "directory": "d", "link": "l"}.get(entry.kind, "?")
+        add_row(table, f"{kind}{entry.mode:04o}", f"{entry.uid}:{entry.gid}", str(entry.size), when, name)
+    stdout().print(table)
+
+
+def _entry_document(entry: Entry) -> dict[str, Any]:
+    """``name`` as it is, where that is UTF-8; else with its bytes as ``\\xff``."""
+    return {
+        "name": _plain(entry.name),
+        "kind": entry.kind,
+        "mode": f"{entry.mode:04o}",
+        "size": entry.size,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "modified": entry.modified.isoformat() if entry.modified else None,
+        "target": _plain(entry.target) if entry.target is not None else None,
+    }
+
+
+def _plain(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def show_extracted(backup: str, *, chosen: FileSystem, path: str, done: Extracted, as_json: bool) -> None:
+    unpacked = done.unpacked
+    if as_json:
+        return print_json(
+            {
+                "external_id": backup,
+                "filesystem": chosen.name,
+                "path": printable(path),
+                "to": str(done.target),
+                "files": unpacked.files,
+                "bytes": unpacked.bytes,
+                "left_out": unpacked.left_out,
+                "skipped": unpacked.skipped,
+            }
+        )
+    _say(f"{chosen.name}:{printable(path)} -> {done.target} ({unpacked.files} files, {unpacked.bytes} bytes)")
+    for line in unpacked.skipped:
+        _say(f"Left out: {line}")
+    if unpacked.left_out > len(unpacked.skipped):
+        _say(f"Left out: {unpacked.left_out - len(unpacked.skipped)} more")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading == "SIZE" else "left", overflow="fold")
+    return table
 
 
 def _say(line: str) -> None:
