@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import signal
 import threading
@@ -17,10 +18,13 @@ import click
 
 from nasbackup.cli import access_output as output
 from nasbackup.cli.options import json_option
-from nasbackup.cli.places import Place, with_place
+from nasbackup.cli.places import InCatalog, Place, with_place
+from nasbackup.hypervisor import connect
+from nasbackup.model import Host
 from nasbackup.restore.file_level import extract, target_of
 from nasbackup.restore.filesystems import opened
 from nasbackup.restore.serve import served
+from nasbackup.steps import instant
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -142,4 +146,34 @@ def files_command(
             output.show_entries(backup, chosen=chosen, path=path, entries=files.list(path), as_json=as_json)
 
 
-COMMANDS = (mount, files_command)
+uri_option = click.option("--uri", default=Host(name="").uri, show_default=True, help="libvirt on this machine.")
+
+
+@click.command("instant")
+@click.argument("backup", metavar="ID")
+@click.option("--new-name", required=True, help="Name of the VM.")
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory that gets its images."
+)
+@uri_option
+@json_option
+@with_place
+def instant_command(*, place: Place, backup: str, new_name: str, to: Path, uri: str, as_json: bool) -> None:
+    """Start a VM from a backup within seconds, while its volumes are copied behind it.
+
+    The backup is only read. The command ends when the VM is independent of the NAS; ended before, it goes on when it is
+    given again.
+    """
+    located = place.locate(backup)
+    database = place.database if isinstance(place, InCatalog) else None
+    host = Host(name=platform.node(), uri=uri)
+    with until_told() as told, connect(host) as hypervisor:
+        vm = instant.start(
+            hypervisor, located, database=database, name=new_name, to=to.absolute(), socket_dir=host.socket_dir
+        )
+        output.say_started(vm)
+        instant.finish(hypervisor, vm, database=database, follow=output.pulling(), stop=told.is_set)
+    output.show_instant(vm, as_json=as_json)
+
+
+COMMANDS = (mount, files_command, instant_command)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+import click
+from rich.filesize import decimal
 from rich.table import Table
 
 from nasbackup.cli.output import add_row, print_json, stdout
+from nasbackup.hypervisor.live import Pull
 from nasbackup.model import Backup
 from nasbackup.restore.extract import printable
 from nasbackup.restore.file_level import Extracted
 from nasbackup.restore.filesystems import Entry, FileSystem
+from nasbackup.steps.instant import InstantVm
 from nasbackup.transfer.serve import Export
+
+_LINE_EVERY = 5.0
 
 
 def show_served(backup: Backup, *, exports: Sequence[Export], until: datetime | None, as_json: bool) -> None:
@@ -117,6 +124,46 @@ def show_extracted(backup: str, *, chosen: FileSystem, path: str, done: Extracte
         _say(f"Left out: {line}")
     if unpacked.left_out > len(unpacked.skipped):
         _say(f"Left out: {unpacked.left_out - len(unpacked.skipped)} more")
+
+
+def say_started(vm: InstantVm) -> None:
+    """On stderr, and at once: from this moment on the VM can be used."""
+    click.echo(f"VM {vm.name} runs from {vm.backup}; it is being copied to {vm.directory}.", err=True)
+    for note in vm.notes:
+        click.echo(f"Note: {note}", err=True)
+
+
+def pulling() -> Callable[[Sequence[Pull]], None]:
+    """A line on stderr now and then."""
+    last = time.monotonic()
+
+    def follow(found: Sequence[Pull]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            for pull in found:
+                if pull.copying:
+                    click.echo(f"{pull.target}: {decimal(pull.done)} of {decimal(pull.total)}", err=True)
+
+    return follow
+
+
+def show_instant(vm: InstantVm, *, as_json: bool) -> None:
+    volumes = [{"name": overlay.volume.name, "file": str(overlay.file)} for overlay in vm.overlays]
+    if as_json:
+        return print_json(
+            {
+                "external_id": vm.backup,
+                "vm": vm.name,
+                "uuid": vm.uuid,
+                "independent": True,
+                "notes": list(vm.notes),
+                "volumes": volumes,
+            }
+        )
+    for volume in volumes:
+        _say(f"{volume['name']} -> {volume['file']}")
+    _say(f"VM {vm.name} is independent of the backup.")
 
 
 def _table(*headings: str) -> Table:

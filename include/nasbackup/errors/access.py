@@ -63,7 +63,7 @@ class DrillFailed(NasBackupError):
 
 class InstantUnfinished(NasBackupError):
     template = (
-        "VM {vm} runs from backup {backup}, and is not independent of the NAS yet: {why}. It runs on. Give the same "
-        "command again to go on with it; until {until} the backup cannot be deleted."
+        "VM {vm} was started from backup {backup}, and is not independent of the NAS yet: {why}. Nothing is lost: "
+        "give the same command again to go on with it. Until {until} the backup cannot be deleted."
     )
     retryable = True
