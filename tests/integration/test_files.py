@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from nasbackup.restore.extract import printable, unpack
 from nasbackup.restore.file_level import extract
 from nasbackup.restore.filesystems import FileSystems, opened
 from nasbackup.restore.image import Located
+from nasbackup.restore.sums import compare
 
 from lab import appliance
 from tests.integration.story import tool
@@ -54,6 +56,8 @@ def nas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "etc" / NEWLINE).write_text("1")
     (tree / "etc" / "[bold]\x1b[31m").write_text("2")
     Path(os.fsdecode(os.fsencode(tree / "etc") + b"/" + NOT_UTF8)).write_text("3")
+    listed = f"{hashlib.sha256(BIG).hexdigest()}  deep/er/big\n{'0' * 64} *hostname\n{'1' * 64}  gone\n"
+    (tree / "etc/sums").write_text(listed)
     (tree / "etc/setuid").write_text("#!/bin/sh\n")
     (tree / "etc/setuid").chmod(0o6755)
     os.chown(tree / "etc/hostname", 1234, 1234)
@@ -125,7 +129,7 @@ def test_a_directory_is_listed_whatever_is_in_it(files: FileSystems) -> None:
     found = {entry.name: entry for entry in files.list("/etc")}
     assert set(found) == {
         *("hostname", "deep", "hard-link", NEWLINE, "[bold]\x1b[31m", os.fsdecode(NOT_UTF8), "setuid", "out", "up"),
-        *("pipe", "disk"),
+        *("pipe", "disk", "sums"),
     }
     assert (found["hostname"].kind, found["hostname"].size, found["hostname"].uid) == ("file", 6, 1234)
     assert (found["deep"].kind, found["out"].kind, found["disk"].kind) == ("directory", "link", "other")
@@ -173,6 +177,17 @@ def test_nothing_leaves_the_directory_that_it_is_extracted_to(files: FileSystems
             extract(files, chosen=chosen, path=path, to=tmp_path / "other")
     assert not (tmp_path / "other").exists()
     assert digests(nas) == before
+
+
+def test_files_are_compared_with_what_the_guest_wrote_of_them(files: FileSystems) -> None:
+    good, bad = compare(files, path="/etc/sums")
+    assert good == 1
+    assert bad[0] == f"hostname: {hashlib.sha256(b'guest' + bytes([10])).hexdigest()}, not {'0' * 64}"
+    assert bad[1].startswith("gone: none (")
+    assert len(bad) == 2
+    for path, why in (("/etc/hostname", "no list as sha256sum"), ("/.none", "in none of them"), ("/etc", "none of")):
+        with pytest.raises(FileNotInBackup, match=why):
+            compare(files, path=path)
 
 
 def test_names_of_a_guest_are_printed_as_they_can_be(files: FileSystems, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,3 +93,17 @@ def _record(row: Any) -> DrillRecord:
         how=row["how"],
         detail=row["detail"],
     )
+
+
+def as_document(record: DrillRecord) -> dict[str, Any]:
+    """A drill in JSON: on the command line, and as the result of the DAG's task."""
+    return {
+        "external_id": record.external_id,
+        "vm": record.vm,
+        "result": "ok" if record.ok else "failed",
+        "rto_seconds": round(record.rto_seconds, 1) if record.rto_seconds is not None else None,
+        "how": record.how,
+        "started": record.started_at.isoformat(),
+        "finished": record.finished_at.isoformat(),
+        "detail": record.detail,
+    }

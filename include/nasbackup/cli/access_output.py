@@ -12,6 +12,7 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
+from nasbackup.catalog.drills import DrillRecord, as_document
 from nasbackup.cli.output import add_row, print_json, stdout
 from nasbackup.hypervisor.live import Pull
 from nasbackup.model import Backup
@@ -164,6 +165,21 @@ def show_instant(vm: InstantVm, *, as_json: bool) -> None:
     for volume in volumes:
         _say(f"{volume['name']} -> {volume['file']}")
     _say(f"VM {vm.name} is independent of the backup.")
+
+
+def show_drills(found: Sequence[DrillRecord], *, as_json: bool, one: bool = False) -> None:
+    if as_json:
+        documents = [as_document(record) for record in found]
+        return print_json(documents[0] if one else documents)
+    if not found:
+        return _say("There were no drills.")
+    table = _table("BACKUP", "RESULT", "ANSWERED AFTER", "BY", "WHEN", "")
+    for record in found:
+        rto = f"{record.rto_seconds:.1f} s" if record.rto_seconds is not None else ""
+        when = f"{record.started_at:%Y-%m-%d %H:%M}"
+        result = "ok" if record.ok else "failed"
+        add_row(table, record.external_id, result, rto, record.how, when, printable(record.detail)[-200:])
+    stdout().print(table)
 
 
 def _table(*headings: str) -> Table:

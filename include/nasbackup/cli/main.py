@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nasbackup.catalog import Database, migrate, repositories
-from nasbackup.cli import access, monitoring, output, restore, retention
+from nasbackup.cli import access, drill, monitoring, output, restore, retention
 from nasbackup.cli.fleet import fleet_group
 from nasbackup.cli.options import holder, json_option, with_database
 from nasbackup.cli.places import Place, with_place
@@ -154,7 +154,8 @@ def migrate_command(*, database: Database, as_json: bool) -> None:
     output.show_facts({"applied": applied}, as_json=as_json)
 
 
-for command in (*restore.COMMANDS, *retention.COMMANDS, *monitoring.COMMANDS, *access.COMMANDS, fleet_group):
+_GROUPS = (restore, retention, monitoring, access, drill)
+for command in (*(command for group in _GROUPS for command in group.COMMANDS), fleet_group):
     main.add_command(command)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from nasbackup.errors import FileNotInBackup, FilesUnreadable, NoFileSystem, ToolFailed, ToolMissing
 from nasbackup.model import BackupVolume
@@ -135,6 +135,20 @@ class FileSystems:
             for name in sorted(names)
         ]
 
+    def read(self, path: str, *, largest: int) -> bytes:
+        """The content of a file that is not larger than that. Raises FileNotInBackup."""
+        path, entry = self._normal(path), self.entry(path)
+        if entry.kind != "file" or entry.size > largest:
+            self._refuse(path, "it is no file, or larger than it should be")
+        with self._at(path):
+            return bytes(self.handle.read_file(path))
+
+    def sha256(self, path: str) -> str:
+        """Computed where the file system is mounted. Raises FileNotInBackup."""
+        path = self._normal(path)
+        with self._at(path):
+            return str(self.handle.checksum("sha256", path))
+
     def _exact(self, volume: str, partition: int) -> FileSystem | None:
         """Named to the last digit, so nothing has to be looked for; None when it is none with files."""
         number = next((number for number, known in enumerate(self._volumes) if known.name == volume), None)
@@ -158,9 +172,7 @@ class FileSystems:
 
     def _normal(self, path: str) -> str:
         if not _is_utf8(path) or "\0" in path:
-            raise FileNotInBackup(
-                path=repr(path), where="the file system", backup=self.backup, problem="name its directory instead"
-            )
+            self._refuse(repr(path), "it has bytes that are no UTF-8; name its directory instead")
         return posixpath.normpath("/" + path.lstrip("/"))
 
     @contextmanager
@@ -169,13 +181,13 @@ class FileSystems:
         try:
             yield
         except RuntimeError as error:
-            raise FileNotInBackup(
-                path=path, where=self._mounted.name, backup=self.backup, problem=_reason(error)
-            ) from error
-        except UnicodeDecodeError as error:
-            raise FileNotInBackup(
-                path=path, where=self._mounted.name, backup=self.backup, problem="a link in it is no UTF-8"
-            ) from error
+            self._refuse(path, _reason(error))
+        except UnicodeDecodeError:
+            self._refuse(path, "a link in it is no UTF-8")
+
+    def _refuse(self, path: str, problem: str) -> NoReturn:
+        where = self._mounted.name if self._mounted is not None else "the file system"
+        raise FileNotInBackup(path=path, where=where, backup=self.backup, problem=problem)
 
     @contextmanager
     def _doing(self) -> Iterator[None]:
