@@ -3,8 +3,8 @@
 
 `choose ─▶ drill`
 
-* **choose** takes the backup that is named, or picks one: if not told otherwise the newest one that was never drilled, of
-  the VM whose last drill is longest ago.
+* **choose** takes the backup that is named, or picks one: if not told otherwise the newest one that was never drilled,
+  of the VM whose last drill is longest ago.
 * **drill** boots it on an overlay, without any network, as a VM of a name of its own, and waits for the guest agent (or
   for what the serial console shows). Its result, and how long it took until the guest answered, is recorded
   (`nasbackup drills`). A backup that does not come up fails the run: a red task is the alert, and its message has the

@@ -10,9 +10,11 @@ from typing import Any
 from nasbackup import fleet
 from nasbackup.airflow import hooks
 from nasbackup.airflow.forms import reconcile_params, require_known_keys
+from nasbackup.hypervisor import connect
 from nasbackup.reconcile import Action, act, observe, plan
 from nasbackup.reconcile.act import Outcome
 from nasbackup.reconcile.plan import Kind
+from nasbackup.steps.drill import sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,4 +44,7 @@ def carry_out(*, found: Payload, dry_run: bool, run_id: str) -> list[Payload]:
     else:
         site = hooks.site(host=found["host"], repository=found["repository"])
         outcomes = act(site, actions=to_do, holder=f"nas_reconcile/{run_id}/{found['host']}/{found['repository']}")
+        with connect(site.host) as hypervisor:
+            for drilled in sweep(hypervisor):
+                log.info("files of %s, which was killed, are removed", drilled)
     return [asdict(outcome) for outcome in outcomes]

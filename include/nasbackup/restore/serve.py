@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from nasbackup.errors import ServingFailed, ToolFailed
+from nasbackup.errors import ServingFailed, ToolFailed, ToolMissing
 from nasbackup.model import BackupVolume
 from nasbackup.restore.image import Located, choose
 from nasbackup.restore.verification import check_links
-from nasbackup.transfer.serve import Server
+from nasbackup.transfer.serve import TOOL, Server
 
 
 def chain_tops(located: Located, *, volumes: Sequence[BackupVolume]) -> dict[str, Path]:
@@ -29,9 +30,12 @@ def served(
 ) -> Iterator[Server]:
     """Serve the volumes of these names (none: all) read-only, for the length of the block.
 
-    Raises UnknownVolume, BackupNotRestorable, TargetExists, ServingFailed.
+    Raises UnknownVolume, BackupNotRestorable, TargetExists, ToolMissing, ServingFailed.
     """
     tops = chain_tops(located, volumes=choose(located.backup, volumes=volumes))
+    if shutil.which(TOOL) is None:
+        install = "install it with QEMU (Debian: qemu-system-common), or mount on the KVM host"
+        raise ToolMissing(what="Serving a backup", tool=TOOL, install=install)
     server = Server(tops, files=files, port=port)
     try:
         server.__enter__()

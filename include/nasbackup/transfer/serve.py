@@ -19,7 +19,7 @@ from nasbackup.errors import TargetExists, ToolFailed
 from nasbackup.tools import bound_to_parent, shortened, tool_environment
 from nasbackup.transfer.qemu_nbd import private_directory
 
-_TOOL = "qemu-storage-daemon"
+TOOL = "qemu-storage-daemon"
 _READY_SECONDS = 120.0  # opening an image reads its metadata from a NAS that may be slow
 _END_SECONDS = 10.0
 
@@ -90,7 +90,7 @@ class Server:
         """Raises ToolFailed when it does not serve any more."""
         assert self._process
         if (exit_code := self._process.poll()) is not None:
-            raise ToolFailed(tool=_TOOL, exit_code=exit_code, stderr=self._stderr)
+            raise ToolFailed(tool=TOOL, exit_code=exit_code, stderr=self._stderr)
 
     def _uri(self, name: str) -> str:
         if self._port is not None:
@@ -101,7 +101,7 @@ class Server:
         address: dict[str, Any] = {"type": "unix", "path": str(self.socket)}
         if self._port is not None:
             address = {"type": "inet", "host": "127.0.0.1", "port": str(self._port)}
-        command = [_TOOL, "--nbd-server", json.dumps({"addr": address}), "--pidfile", str(self._pid_file)]
+        command = [TOOL, "--nbd-server", json.dumps({"addr": address}), "--pidfile", str(self._pid_file)]
         for number, (name, image) in enumerate(self._images.items()):
             node = f"volume{number}"
             file = {"driver": "file", "filename": str(image.absolute())}
@@ -128,7 +128,7 @@ class Server:
         while not self._pid_file.exists():  # written when everything else is set up
             self.check()
             if time.monotonic() > deadline:
-                raise ToolFailed(tool=_TOOL, exit_code=None, stderr=f"not ready yet. {self._stderr}")
+                raise ToolFailed(tool=TOOL, exit_code=None, stderr=f"not ready yet. {self._stderr}")
             time.sleep(0.01)
 
     def _end(self) -> None:
