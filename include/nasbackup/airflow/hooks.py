@@ -99,26 +99,27 @@ class NasHook(BaseHook):
 
 
 def catalog() -> Database:
-    """The catalog's database, from the Connection ``nas_backup_catalog`` of type postgres."""
+    """The catalog's database, from the Connection ``nas_backup_catalog`` of type postgres. Raises ConnectionInvalid."""
     try:
-        return _database(BaseHook.get_connection(CATALOG_CONNECTION))
+        return catalog_of(BaseHook.get_connection(CATALOG_CONNECTION))
     except AirflowNotFoundException as error:
-        raise _no_catalog() from error
+        raise no_catalog() from error
 
 
 async def catalog_async() -> Database:
     """The same, for the triggerer's event loop."""
     try:
-        return _database(await BaseHook.aget_connection(CATALOG_CONNECTION))
+        return catalog_of(await BaseHook.aget_connection(CATALOG_CONNECTION))
     except AirflowNotFoundException as error:
-        raise _no_catalog() from error
+        raise no_catalog() from error
 
 
-def _no_catalog() -> ConnectionInvalid:
+def no_catalog() -> ConnectionInvalid:
     return ConnectionInvalid(connection=CATALOG_CONNECTION, problem="it does not exist; add it with type postgres")
 
 
-def _database(connection: Any) -> Database:
+def catalog_of(connection: Any) -> Database:
+    """The database that a Connection of type postgres is about."""
     extra = connection.extra_dejson
     parameters = {
         # A Unix socket's directory has no place in a URI's host: it comes as the extra `host`.

@@ -1,0 +1,73 @@
+"""Prefilled forms of the DAGs. Airflow carries them out: the browser sends them to its API with the user's own login.
+
+Airflow 3.3's own trigger form cannot be opened with values (apache/airflow#54800), so the page draws the same form from
+the same params. To be replaced by links once Airflow's can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import Response
+
+from nasbackup.catalog import Cursor
+from nasbackup.catalog.pages import fleet, history
+from nasbackup.errors import UnknownHost
+from nasbackup.web.params import Word
+from nasbackup.web.site import Here, Page
+
+BACKUP, RESTORE, DRILL = "nas_backup", "nas_restore", "nas_restore_drill"
+TRIGGERED = (BACKUP, RESTORE, DRILL)
+"""DAGs that the page has forms of."""
+
+router = APIRouter(prefix="/forms")
+
+
+@router.get("/backup")
+def backup_form(page: Here, vm: UUID) -> Response:
+    """Back up this VM now."""
+    with page.reading() as cursor:
+        row = _vm(cursor, str(vm))
+        conf = {"vm": row.name, "host": row.host, **_from_policy(page, row)}
+        return _form(page, cursor, dag_id=BACKUP, title=f"Back up {row.name} now", vm=row, conf=conf)
+
+
+@router.get("/restore")
+def restore_form(page: Here, backup: Word) -> Response:
+    """Restore this backup."""
+    with page.reading() as cursor:
+        row = _vm_of(cursor, backup)
+        return _form(page, cursor, dag_id=RESTORE, title=f"Restore {backup}", vm=row, conf={"backup": backup})
+
+
+def _form(page: Page, cursor: Cursor, *, dag_id: str, title: str, vm: fleet.Row, conf: dict[str, Any]) -> Response:
+    return page.show("form.html", cursor=cursor, view="fleet", dag_id=dag_id, title=title, vm=vm, conf=conf)
+
+
+def _from_policy(page: Page, row: fleet.Row) -> dict[str, Any]:
+    """What the VM's policy says about its backups."""
+    known, _ = page.fleet()
+    policy = known.policy_of(vm=row.name, host=row.host, title=row.title) if known else None
+    if known is None or policy is None:
+        return {}
+    try:
+        repository = known.repository_of(policy, host=row.host)
+    except UnknownHost:
+        return {}
+    return {"repository": repository, "quiesce": policy.quiesce.value, "allow_encrypted": policy.allow_encrypted}
+
+
+def _vm(cursor: Cursor, uuid: str) -> fleet.Row:
+    row = fleet.one(cursor, uuid=uuid)
+    if row is None:
+        raise HTTPException(404, f"The catalog knows no VM {uuid}.")
+    return row
+
+
+def _vm_of(cursor: Cursor, external_id: str) -> fleet.Row:
+    uuid = history.vm_of_backup(cursor, external_id=external_id)
+    if uuid is None:
+        raise HTTPException(404, f"There is no backup {external_id!r} in the catalog.")
+    return _vm(cursor, uuid)

@@ -1,0 +1,78 @@
+"""What can be asked of a view, checked: a wrong parameter gets a sentence, not a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import Depends, Query
+
+from nasbackup.catalog.pages.fleet import Sort, VmStatus, Wanted
+
+MOST_PAGES = 100_000
+
+
+class Order(StrEnum):
+    ASC = "asc"
+    DESC = "desc"
+
+
+class Severity(StrEnum):
+    ANY = ""
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paging:
+    """``page`` counts from 1."""
+
+    page: int
+    per: int
+
+    @property
+    def offset(self) -> int:
+        return (self.page - 1) * self.per
+
+    def last(self, total: int) -> int:
+        return max(1, -(-total // self.per))
+
+
+Search = Annotated[str, Query(max_length=200)]
+Word = Annotated[str, Query(max_length=200)]
+
+
+def _paging(
+    page: Annotated[int, Query(ge=1, le=MOST_PAGES)] = 1, per: Annotated[int, Query(ge=1, le=200)] = 25
+) -> Paging:
+    return Paging(page=page, per=per)
+
+
+Pages = Annotated[Paging, Depends(_paging)]
+
+
+def _wanted(
+    paging: Pages,
+    q: Search = "",
+    status: Annotated[list[VmStatus] | None, Query()] = None,
+    policy: Word = "",
+    zone: Word = "",
+    host: Word = "",
+    sort: Sort = Sort.URGENCY,
+    order: Order = Order.ASC,
+) -> Wanted:
+    return Wanted(
+        search=q.replace("\0", "").strip(),
+        statuses=tuple(status or ()),
+        policy=policy.replace("\0", ""),
+        zone=zone.replace("\0", ""),
+        host=host.replace("\0", ""),
+        sort=sort,
+        descending=order is Order.DESC,
+        limit=paging.per,
+        offset=paging.offset,
+    )
+
+
+WantedVms = Annotated[Wanted, Depends(_wanted)]

@@ -1,0 +1,159 @@
+"""What every view needs: the catalog, fleet.yaml, templates, and who is asking."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from nasbackup import fleet as fleet_file
+from nasbackup.catalog import Cursor, Database
+from nasbackup.catalog.pages import alerts, fleet, reading
+from nasbackup.catalog.pages import now as catalog_now
+from nasbackup.errors import FleetInvalid
+from nasbackup.fleet import Fleet
+from nasbackup.web import words
+
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+
+LOOK_EVERY = timedelta(minutes=5)
+"""How often nas_sla_watch looks. After three times that the page says that what it shows is old."""
+
+
+@dataclass(kw_only=True)
+class Site:
+    """One per process. ``database`` is asked for each view, so that a changed Connection counts at once."""
+
+    database: Callable[[], Database]
+    _fleet: tuple[tuple[str, int, int], Fleet] | None = field(default=None, init=False)
+
+    @cached_property
+    def templates(self) -> Environment:
+        environment = Environment(
+            loader=FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters.update(
+            size=words.size,
+            speed=words.speed,
+            span=words.span,
+            time=words.time,
+            percent=words.percent,
+            number=words.number,
+            days=words.days,
+        )
+        environment.globals["version"] = self.version
+        return environment
+
+    @cached_property
+    def version(self) -> str:
+        """Of the static files: part of their addresses, so that a browser keeps no old ones."""
+        digest = hashlib.sha256()
+        for file in sorted(STATIC.rglob("*")):
+            if file.is_file():
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def fleet(self) -> Fleet:
+        """fleet.yaml, read anew when it has changed. Raises FleetInvalid."""
+        path = fleet_file.path()
+        try:
+            state = path.stat()
+        except OSError:
+            return fleet_file.load()  # which says why it cannot be read
+        key = str(path), state.st_mtime_ns, state.st_size
+        if self._fleet is None or self._fleet[0] != key:
+            self._fleet = key, fleet_file.load()
+        return self._fleet[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One request. ``triggers``: ids of the DAGs that the user may start."""
+
+    request: Request
+    site: Site
+    triggers: frozenset[str]
+
+    @property
+    def base(self) -> str:
+        """The path that the page is mounted at, as the browser sees it."""
+        return str(self.request.scope.get("root_path", ""))
+
+    @property
+    def airflow(self) -> str:
+        """The path of Airflow's own UI."""
+        return self.base.rpartition("/")[0]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Cursor]:
+        with reading(self.site.database()) as cursor:
+            yield cursor
+
+    def fleet(self) -> tuple[Fleet | None, str]:
+        """fleet.yaml, or what is wrong with it: the catalog is worth showing without it."""
+        try:
+            return self.site.fleet(), ""
+        except FleetInvalid as error:
+            return None, str(error)
+
+    def here(self, **changes: Any) -> str:
+        """The address of this view with other parameters; what is empty is left out."""
+        values = {key: self.request.query_params.getlist(key) for key in self.request.query_params}
+        for key, value in changes.items():
+            values[key] = value if isinstance(value, list) else [value]
+        kept = [(key, value) for key, many in values.items() for value in many if value not in ("", None)]
+        path = self.base + self.request.scope["path"].removeprefix(self.base)
+        return f"{path}?{urlencode(kept)}" if kept else path
+
+    def show(self, template: str, *, cursor: Cursor, view: str, **values: Any) -> HTMLResponse:
+        """The view as HTML, with what all of them have: alerts that are open, and how old the last look is."""
+        at = catalog_now(cursor)
+        _, problem = self.fleet()
+        return self.render(
+            template,
+            view=view,
+            now=at,
+            last_look=fleet.last_look(cursor),
+            look_stale=is_stale(fleet.last_look(cursor), now=at),
+            open_alerts=alerts.open_count(cursor),
+            fleet_problem=problem,
+            ago=lambda moment: words.age(moment, now=at),
+            **values,
+        )
+
+    def render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        common: Mapping[str, Any] = {
+            "base": self.base,
+            "airflow": self.airflow,
+            "here": self.here,
+            "triggers": self.triggers,
+        }
+        return HTMLResponse(self.site.templates.get_template(template).render(**common, **values), status_code=status)
+
+
+def is_stale(last_look: datetime | None, *, now: datetime) -> bool:
+    return last_look is None or now - last_look > 3 * LOOK_EVERY
+
+
+def page_of(request: Request) -> Page:
+    return Page(
+        request=request, site=request.app.state.site, triggers=getattr(request.state, "nas_triggers", frozenset())
+    )
+
+
+Here = Annotated[Page, Depends(page_of)]
