@@ -12,6 +12,7 @@ PACKAGES=(
   busybox-static cpio zstd xz-utils                              # the demo guest's initramfs
   ovmf swtpm swtpm-tools                                         # UEFI and a TPM, for tests of what is saved of them
   e2fsprogs util-linux                                           # mkfs, fsck; setpriv, flock
+  chromium                                                       # the page's tests (Ubuntu: it installs the snap)
   ca-certificates
 )
 # For `nasbackup files`: about a hundred small packages, which only that command needs. It says so where they are missing.
