@@ -30,38 +30,10 @@ from nasbackup.settings import Settings
 from nasbackup.steps import BackupRequest, Site, decide_chain, retention
 from nasbackup.steps.delete import delete
 
+from lab import seed
 from lab.daemons import own_postgresql
 
-CHAIN = 10
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
-
-GENERATE = """
-INSERT INTO vm (uuid, name, host) SELECT md5('vm' || n)::uuid, 'i-2-' || n || '-VM', 'kvm_one'
-  FROM generate_series(1, %(vms)s) n;
-INSERT INTO backup (backup_id, vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
-                    chain_position, parent_id, checkpoint, host, vm_state, request, run_id, lease_token, created_at,
-                    recorded_at, size)
-OVERRIDING SYSTEM VALUE
-SELECT id, vm, 1, 'i-2-' || vm || '-VM/' || to_char(at AT TIME ZONE 'UTC', 'YYYY.MM.DD.HH24.MI.SS'),
-       CASE WHEN position = 0 THEN 'FULL' ELSE 'INCREMENTAL' END, 'BackedUp',
-       CASE WHEN position = 0 THEN 'chain_complete' ELSE 'incremental' END, 'generated',
-       md5('chain' || vm || '-' || number / %(chain)s)::uuid, position,
-       CASE WHEN position > 0 THEN id - %(vms)s END, 'backup-' || extract(epoch FROM at)::bigint, 'kvm_one', 'running',
-       '{}', 'generated', 1, at, at + interval '5 minutes', CASE WHEN position = 0 THEN 20e9 ELSE 1e9 END
-  FROM (SELECT vm, number, number %% %(chain)s AS position, number * %(vms)s + vm AS id,
-               %(now)s::timestamptz - make_interval(days => %(each)s - number, secs => vm) AS at
-          FROM generate_series(0, %(each)s - 1) number, generate_series(1, %(vms)s) vm) generated;
-SELECT setval(pg_get_serial_sequence('backup', 'backup_id'), (SELECT max(backup_id) FROM backup));
-INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type, reason, backing,
-                           bytes_read, bytes_written, digest, verified_at)
-SELECT backup_id, 0, 'ROOT', '/images/ROOT.qcow2', 'vda', 'qcow2', 'root.ROOT.qcow2', 100e9, type,
-       CASE WHEN type = 'FULL' THEN 'full_backup' ELSE 'incremental' END,
-       CASE WHEN type = 'INCREMENTAL' THEN '../parent/root.ROOT.qcow2' END, size, size, 'generated', recorded_at
-  FROM backup;
-INSERT INTO active_checkpoint (vm_id, repository_id, checkpoint, backup_id)
-SELECT DISTINCT ON (vm_id) vm_id, 1, checkpoint, backup_id FROM backup ORDER BY vm_id, backup_id DESC;
-ANALYZE
-"""
 
 
 def main() -> None:
@@ -102,8 +74,7 @@ def _site(database: Database, *, path: Path) -> Site:
 
 
 def _generate(database: Database, *, vms: int, each: int) -> None:
-    with database.transaction() as cursor:
-        cursor.execute(GENERATE, {"vms": vms, "each": each, "chain": CHAIN, "now": NOW})
+    seed.backups(database, seed.Plan(vms=vms, each=each, now=NOW, repository="nas_scale"))
 
 
 # --- the report -----------------------------------------------------------------------------------------------
@@ -152,7 +123,7 @@ def _delete(site: Site, latest: Backup) -> None:
 
 
 def _decide(site: Site, latest: Backup) -> None:
-    volume = Volume(source="/images/ROOT.qcow2", target="vda", format="qcow2", virtual_size=100_000_000_000)
+    volume = Volume(source="/images/ROOT.qcow2", target="vda", format="qcow2", virtual_size=100 << 30)
     vm = Vm(name=latest.vm, uuid=latest.vm_uuid, state=VmState.RUNNING, volumes=(volume,))
     with _instant_hypervisor(vm):
         _, backup = decide_chain(
