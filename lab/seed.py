@@ -99,14 +99,15 @@ SELECT vm_id, policy, 'default',
        CASE WHEN n %% 5 = 0 AND n %% 35 > 0 THEN at - interval '23 hours' END, warn, error, %(each)s,
        (SELECT sum(size) FROM generated g WHERE g.vm_id = f.vm_id),
        CASE WHEN policy IS NULL THEN jsonb_build_array(jsonb_build_object('kind', 'unprotected', 'severity', 'warning',
-                 'text', 'No policy of fleet.yaml matches ' || name, 'hint', 'Add it to a policy, or leave it out.'))
+                 'text', 'No policy of fleet.yaml matches ' || name || '.',
+                 'hint', 'Add it to a policy, or leave it out.'))
             WHEN age > warn THEN jsonb_build_array(jsonb_build_object('kind', 'stale',
                  'severity', CASE WHEN age > error THEN 'critical' ELSE 'warning' END,
                  'text', 'The newest restorable backup of ' || name || ' is ' || age / 3600 || ' hours old; policy '
-                         || policy || ' promises ' || error / 3600 || ' hours at most',
+                         || policy || ' promises ' || error / 3600 || ' hours at most.',
                  'hint', 'Look at its last runs of nas_backup; back it up now if none is on its way.'))
             WHEN unverified THEN jsonb_build_array(jsonb_build_object('kind', 'not_verified', 'severity', 'warning',
-                 'text', 'A layer of the newest backup of ' || name || ' was never read back',
+                 'text', 'A layer of the newest backup of ' || name || ' was never read back.',
                  'hint', 'Run `nasbackup verify` on its newest backup.'))
             ELSE '[]' END
   FROM (SELECT vm_id, name, n, at, extract(epoch FROM %(now)s::timestamptz - at)::bigint AS age, policy,
@@ -131,10 +132,11 @@ INSERT INTO alert (kind, subject_kind, subject, label, severity, text, hint, ope
 SELECT p->>'kind', 'vm', uuid::text, name, p->>'severity', p->>'text', p->>'hint',
        %(now)s::timestamptz - make_interval(mins => 20 + vm_id::int * 37 %% 900), %(now)s
   FROM sla_status JOIN vm USING (vm_id), jsonb_array_elements(problems) p
- WHERE vm_id IN (SELECT vm_id FROM generated);
+ WHERE vm_id IN (SELECT vm_id FROM generated)
+    ON CONFLICT (kind, subject_kind, subject) WHERE closed_at IS NULL DO NOTHING;
 INSERT INTO alert (kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at, closed_at)
 SELECT 'stale', 'vm', uuid::text, vm.name, CASE WHEN back %% 3 = 0 THEN 'critical' ELSE 'warning' END,
-       'The newest restorable backup of ' || vm.name || ' is ' || 27 + back || ' hours old',
+       'The newest restorable backup of ' || vm.name || ' is ' || 27 + back || ' hours old.',
        'Look at its last runs of nas_backup; back it up now if none is on its way.', at, at + interval '3 hours',
        at + interval '3 hours'
   FROM generated JOIN vm USING (vm_id) CROSS JOIN generate_series(1, 3) back
@@ -187,7 +189,7 @@ UPDATE sla_policy_day d SET looks = d.looks - g.looks, compliant = d.compliant -
          WHERE vm_id IN (SELECT vm_id FROM leaving) GROUP BY day, policy) g
  WHERE g.day = d.day AND g.policy = d.policy;
 DELETE FROM sla_policy_day WHERE looks = 0;
-DELETE FROM alert WHERE subject IN (SELECT uuid::text FROM leaving);
+DELETE FROM alert WHERE subject IN (SELECT uuid::text FROM leaving) OR starts_with(label, %(prefix)s);
 DELETE FROM drill WHERE vm_id IN (SELECT vm_id FROM leaving);
 DELETE FROM lease WHERE vm_id IN (SELECT vm_id FROM leaving);
 DELETE FROM active_checkpoint WHERE vm_id IN (SELECT vm_id FROM leaving);

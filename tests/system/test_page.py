@@ -288,6 +288,30 @@ def test_a_name_is_text_whatever_it_holds(stage: Stage) -> None:
     assert visit.problems == []
 
 
+def test_the_keyboard_alone_leads_everywhere(stage: Stage) -> None:
+    visit = stage.visit()
+    page = visit.go("/nasbackup/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    seen = []
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", seen[-1]
+        if seen[-1] == "page-4":
+            break
+    assert seen.index("tile-critical") < seen.index("q") < seen.index("sort-size") < seen.index("page-3")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Page 2 of 6")).to_be_visible()
+    expect(page.locator("#page-3")).to_be_focused()
+    expect(page.get_by_role("status")).to_contain_text("of 150 VMs")
+    assert visit.problems == []
+
+
 def test_a_page_whose_watch_has_stopped_says_so(stage: Stage) -> None:
     with stage.plant.database.transaction() as cursor:
         cursor.execute("SELECT max(checked_at) AS at FROM sla_status")

@@ -13,7 +13,7 @@ from datetime import datetime
 from nasbackup.model import BackupStatus, BackupType
 from nasbackup.web import words
 
-LANE = 136
+LANE = 146
 COLUMN = 52
 LEFT = 8
 BAR = 34

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from nasbackup import fleet as fleet_file
 from nasbackup.catalog import Cursor, Database
@@ -55,6 +56,7 @@ class Site:
             percent=words.percent,
             number=words.number,
             days=words.days,
+            ticks=_ticks,
         )
         environment.globals["version"] = self.version
         return environment
@@ -144,6 +146,16 @@ class Page:
             "triggers": self.triggers,
         }
         return HTMLResponse(self.site.templates.get_template(template).render(**common, **values), status_code=status)
+
+
+def _ticks(text: str) -> Markup:
+    """What stands between `backticks` is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
 
 
 def is_stale(last_look: datetime | None, *, now: datetime) -> bool:

@@ -34,12 +34,19 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const font = () => `11px ${getComputedStyle(document.body).fontFamily}`;
 
+  // Room for half a bar at both ends.
+  const margins = (plot, low, high) => {
+    const count = plot.data[0].length;
+    const room = count > 1 ? ((high - low) / (count - 1)) * 0.6 : 43200;
+    return [low - room, high + room];
+  };
+
   const options = (box, unit, series) => ({
     width: Math.max(240, box.clientWidth),
     height: HEIGHT,
     tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "Etc/UTC"),
     cursor: { y: false, drag: { x: true, y: false } },
-    scales: { y: { range: (_, __, high) => [0, high > 0 ? high * 1.08 : 1] } },
+    scales: { x: { range: margins }, y: { range: (_, __, high) => [0, high > 0 ? high * 1.08 : 1] } },
     axes: [
       { stroke: colour("--muted"), font: font(), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, space: 60, values: DATES },
       {

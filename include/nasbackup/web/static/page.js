@@ -1,6 +1,13 @@
+// What was found after a search or a filter is said to those who do not see the table change.
+"use strict";
+document.addEventListener("htmx:afterSettle", () => {
+  const said = document.getElementById("said");
+  const found = document.querySelector(".pager p")?.textContent ?? "";
+  if (said && said.textContent !== found) said.textContent = found;
+});
+
 // Links out of the frame. Airflow shows plugins in a sandboxed frame that may not navigate the window (Airflow 3.3:
 // no allow-top-navigation), but is of the same origin: a link of Airflow's own document takes the reader there.
-"use strict";
 (() => {
   const framed = window.top !== window.self;
 
