@@ -13,10 +13,8 @@ from nasbackup.errors import UnknownParam
 from nasbackup.fleet import load
 from nasbackup.pick import Pick
 
-from tests.dags.test_dags import dags, filled, fleet_file
+from tests.dags.test_dags import filled
 from tests.dags.test_retention_and_restore import flow
-
-__all__ = ["dags", "fleet_file"]  # fixtures
 
 ID = "i-2-1-VM/2026.01.31.22.00.05"
 
