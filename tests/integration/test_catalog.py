@@ -674,22 +674,24 @@ def test_the_latest_recorded_backup_is_the_newest_that_is_backed_up(catalog: Dat
         backups.fail(cursor, backup_id=failing, error="stopped")
         opened(cursor, full("backup-5"))
     with catalog.transaction() as cursor:
-        latest = backups.latest_recorded(cursor, vm_uuid=VM, repository="nas_one")
-        assert latest is not None
-        assert latest.backup_id == line[2]
+        active, latest = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
+        assert active == "backup-3"
+        assert latest == backups.get(cursor, backup_id=line[2])
         assert latest.volumes, "with its volumes"
-        assert backups.latest_recorded(cursor, vm_uuid=OTHER_VM, repository="nas_one") is None
+        assert backups.tip(cursor, vm_uuid=OTHER_VM, repository="nas_one") == (None, None)
         cursor.execute("UPDATE backup SET status = 'DeletePending' WHERE backup_id = %s", (line[2],))
-        before = backups.latest_recorded(cursor, vm_uuid=VM, repository="nas_one")
+        _, before = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
         assert before is not None
         assert before.backup_id == line[1]
+        cursor.execute("UPDATE backup SET status = 'DeletePending' WHERE status = 'BackedUp'")
+        assert backups.tip(cursor, vm_uuid=VM, repository="nas_one") == ("backup-3", None)
 
 
 def test_a_clock_that_was_turned_back_does_not_change_what_is_latest(catalog: Database) -> None:
     recorded(catalog, full("backup-1"), created_at=BEGIN)
     newer = recorded(catalog, full("backup-2"), created_at=BEGIN - timedelta(days=400))
     with catalog.transaction() as cursor:
-        latest = backups.latest_recorded(cursor, vm_uuid=VM, repository="nas_one")
+        _, latest = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
     assert latest is not None
     assert latest.backup_id == newer
 

@@ -188,7 +188,7 @@ def test_what_is_recovered_goes_to_its_place_and_not_before_the_newest(story: St
     order = [backup["external_id"] for backup in answer(database, "list")]
     assert order == [backup.external_id for backup in made]
     with database.transaction() as cursor:
-        latest = backups.latest_recorded(cursor, vm_uuid=story.machine.uuid, repository=repository.name)
+        _, latest = backups.tip(cursor, vm_uuid=story.machine.uuid, repository=repository.name)
         assert latest is not None
         assert latest.external_id == made[-1].external_id
     assert story.backup().type is BackupType.INCREMENTAL, "the active checkpoint is still that of the latest"

@@ -9,7 +9,8 @@ from typing import Any
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.catalog.rows import INSERT_AND_SELECT, INSERT_VOLUMES, SELECT, decided, fetch
+from nasbackup.catalog.rows import INSERT_AND_SELECT, INSERT_VOLUMES, SELECT, as_backup, decided, fetch
+from nasbackup.catalog.vms import ACTIVE_CHECKPOINT
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
@@ -21,12 +22,17 @@ _LINE = """
     )
 """
 
-_LATEST = """
-    WHERE b.vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
-      AND b.repository_id = (SELECT repository_id FROM repository WHERE name = %s)
-      AND b.status = 'BackedUp'
-    ORDER BY b.begun DESC LIMIT 1
-"""
+# Numbers, not conditions on what is joined: then the index ends at the first, however many there are.
+_TIP = f"""
+    SELECT ({ACTIVE_CHECKPOINT}) AS active, latest.*
+      FROM (SELECT) always LEFT JOIN LATERAL (
+           {SELECT}
+            WHERE b.vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s)
+              AND b.repository_id = (SELECT repository_id FROM repository WHERE name = %(repository)s)
+              AND b.status = 'BackedUp'
+            ORDER BY b.begun DESC LIMIT 1
+      ) latest ON true
+"""  # noqa: S608 - of this package's own making
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -64,12 +70,14 @@ def list_backups(
     return select_where(cursor, "vm.name = %s AND b.status = ANY(%s)", (vm, wanted))
 
 
-def latest_recorded(cursor: Cursor, *, vm_uuid: str, repository: str) -> Backup | None:
-    """The newest BackedUp backup of this VM in this repository: by order of begin, which no clock can turn round."""
-    # Numbers, not a condition on what is joined: then the index ends at the first, however many there are.
-    cursor.execute(SELECT + _LATEST, (vm_uuid, repository))
-    found = fetch(cursor)
-    return found[0] if found else None
+def tip(cursor: Cursor, *, vm_uuid: str, repository: str) -> tuple[str | None, Backup | None]:
+    """The active checkpoint, and the newest BackedUp backup of this VM in this repository: as of one moment.
+
+    The newest by order of begin, which no clock can turn round.
+    """
+    cursor.execute(_TIP, {"vm_uuid": vm_uuid, "repository": repository})
+    (row,) = cursor.fetchall()
+    return row["active"], as_backup(row) if row["backup_id"] is not None else None
 
 
 def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:

@@ -41,7 +41,7 @@ SELECT = _select(backup="backup", volume="backup_volume")
 
 
 def fetch(cursor: Cursor) -> list[Backup]:
-    return [_backup(row) for row in cursor.fetchall()]
+    return [as_backup(row) for row in cursor.fetchall()]
 
 
 def _volume(row: Mapping[str, Any]) -> BackupVolume:
@@ -56,7 +56,7 @@ def _volume(row: Mapping[str, Any]) -> BackupVolume:
     )
 
 
-def _backup(row: Mapping[str, Any]) -> Backup:
+def as_backup(row: Mapping[str, Any]) -> Backup:
     return Backup(
         backup_id=row["backup_id"],
         external_id=row["external_id"],

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
 
+ACTIVE_CHECKPOINT = """
+    SELECT checkpoint FROM active_checkpoint
+     WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s)
+       AND repository_id = (SELECT repository_id FROM repository WHERE name = %(repository)s)
+"""
+
 REGISTER = """
     INSERT INTO vm (uuid, name, host) VALUES (%(uuid)s, %(name)s, %(host)s)
     ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
@@ -31,14 +37,7 @@ def find_uuid(cursor: Cursor, *, name: str, host: str) -> str | None:
 
 def active_checkpoint(cursor: Cursor, *, vm_uuid: str, repository: str) -> str | None:
     """The checkpoint of the last recorded backup; None means that the next one is full."""
-    cursor.execute(
-        """
-        SELECT checkpoint FROM active_checkpoint
-         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
-           AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)
-        """,
-        (vm_uuid, repository),
-    )
+    cursor.execute(ACTIVE_CHECKPOINT, {"vm_uuid": vm_uuid, "repository": repository})
     row = cursor.fetchone()
     return row["checkpoint"] if row else None
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.catalog import backups, vms
+from nasbackup.catalog import backups
 from nasbackup.chain import ChainState
 from nasbackup.errors import NothingToBackUp, UnknownVolume
 from nasbackup.hypervisor import Hypervisor, checkpoints, inventory
@@ -36,8 +36,7 @@ def chain_state(
 ) -> ChainState:
     """Everything that decide_chain looks at."""
     with site.database.reading() as cursor:
-        active = vms.active_checkpoint(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
-        latest = backups.latest_recorded(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
+        active, latest = backups.tip(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
     usable = {}
     if active is not None and latest is not None and (vm.state.has_qemu or settings.stopped_incremental_enabled):
         covered = [volume.source for volume in latest.volumes]
