@@ -47,6 +47,7 @@ SELECT base + number * %(vms)s + n AS id, vm.vm_id, vm.name, n, number, number %
        days => %(each)s - 1 - number,
        hours => CASE WHEN n %% 41 = 0 THEN 76 WHEN n %% 17 = 0 THEN 31 ELSE 1 + n * 7 %% 12 END,
        secs => n %% 3000) AS at) t;
+ANALYZE generated;
 INSERT INTO backup (backup_id, vm_id, repository_id, external_id, type, status, reason, explanation, consistency,
                     chain_id, chain_position, parent_id, checkpoint, host, vm_state, request, run_id, lease_token,
                     created_at, recorded_at, size)
@@ -97,7 +98,7 @@ SELECT vm_id, policy, 'default',
             WHEN age > warn OR unverified THEN 'warning' ELSE 'ok' END,
        %(now)s, at, CASE WHEN NOT unverified THEN at + interval '5 minutes' END,
        CASE WHEN n %% 5 = 0 AND n %% 35 > 0 THEN at - interval '23 hours' END, warn, error, %(each)s,
-       (SELECT sum(size) FROM generated g WHERE g.vm_id = f.vm_id),
+       total,
        CASE WHEN policy IS NULL THEN jsonb_build_array(jsonb_build_object('kind', 'unprotected', 'severity', 'warning',
                  'text', 'No policy of fleet.yaml matches ' || name || '.',
                  'hint', 'Add it to a policy, or leave it out.'))
@@ -110,13 +111,14 @@ SELECT vm_id, policy, 'default',
                  'text', 'A layer of the newest backup of ' || name || ' was never read back.',
                  'hint', 'Run `nasbackup verify` on its newest backup.'))
             ELSE '[]' END
-  FROM (SELECT vm_id, name, n, at, extract(epoch FROM %(now)s::timestamptz - at)::bigint AS age, policy,
+  FROM (SELECT vm_id, sum(size) AS total FROM generated GROUP BY vm_id) held
+  JOIN (SELECT vm_id, name, n, at, extract(epoch FROM %(now)s::timestamptz - at)::bigint AS age, policy,
                n %% 19 = 0 AS unverified,
                CASE policy WHEN 'gold' THEN 14 * 3600 WHEN 'standard' THEN 26 * 3600 END AS warn,
                CASE policy WHEN 'gold' THEN 26 * 3600 WHEN 'standard' THEN 50 * 3600 END AS error
           FROM generated CROSS JOIN LATERAL (SELECT CASE WHEN n %% 23 = 0 THEN NULL WHEN n %% 4 = 0 THEN 'gold'
                                                          ELSE 'standard' END AS policy) p
-         WHERE number = %(each)s - 1) f;
+         WHERE number = %(each)s - 1) f USING (vm_id);
 INSERT INTO sla_day (day, vm_id, policy, looks, compliant)
 SELECT (%(now)s::timestamptz AT TIME ZONE 'UTC')::date - back, vm_id, policy, 288,
        288 - CASE WHEN (n + back * 3) %% 97 = 0 THEN 40 + n %% 90 WHEN status = 'critical' AND back < 2 THEN 280
