@@ -9,16 +9,17 @@ from nasbackup.errors import BackupNotFound, BackupNotRestorable, ReadingLost
 from nasbackup.model import BackupStatus
 
 
-def begin(cursor: Cursor, *, backup_id: int, reader: str, seconds: float) -> int:
+def begin(cursor: Cursor, *, backup_id: int, reader: str, seconds: float, held: bool = False) -> int:
     """Keep the backup, and with it all its ancestors, for so long. Raises BackupNotRestorable unless it is BackedUp.
 
-    The row is locked: a deletion that is just deciding is waited for, and one that comes later sees the mark.
+    ``held``: the caller has a mark on it already, so one that is delete-pending is as good. The row is locked: a
+    deletion that is just deciding is waited for, and one that comes later sees the mark.
     """
     cursor.execute("SELECT external_id, status FROM backup WHERE backup_id = %s FOR SHARE", (backup_id,))
     row = cursor.fetchone()
     if row is None:
         raise BackupNotFound(backup=backup_id)
-    if row["status"] != BackupStatus.BACKED_UP:
+    if row["status"] != BackupStatus.BACKED_UP and not (held and row["status"] == BackupStatus.DELETE_PENDING):
         raise BackupNotRestorable(backup=row["external_id"], why=f"it is {row['status']}")
     cursor.execute(
         "INSERT INTO reading (backup_id, reader, expires_at)"

@@ -123,7 +123,7 @@ def drill(database: Database, *, host: Host, request: DrillRequest, reader: str)
             drills.record(cursor, backup_id=backup.backup_id, vm_uuid=backup.vm_uuid, found=record)
             if request.keep and rto is not None:
                 why = f"VM {drill_name(located)}, which a drill left running"
-                readings.begin(cursor, backup_id=backup.backup_id, reader=why, seconds=_KEPT_SECONDS)
+                readings.begin(cursor, backup_id=backup.backup_id, reader=why, seconds=_KEPT_SECONDS, held=True)
     return record
 
 
