@@ -43,7 +43,8 @@ _MATCHES = """
 """
 # The worst first while they are open; of closed ones the last that ended.
 _PAGE = f"""
-    SELECT * {_MATCHES}
+    SELECT alert_id, kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at, closed_at
+    {_MATCHES}
      ORDER BY closed_at IS NULL AND severity = 'critical' DESC, coalesce(closed_at, opened_at) DESC, alert_id DESC
      LIMIT %(limit)s OFFSET %(offset)s
 """
