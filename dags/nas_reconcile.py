@@ -4,8 +4,8 @@
 `find ─▶ carry_out[host and repository]`
 
 * **find** compares the catalog with every host and every repository: backups whose run died, jobs, checkpoints and
-  bitmaps, sockets, scratch files and directories that nothing needs. It fails as a whole when a host or a repository
-  cannot be seen: on a partial view nothing is done.
+  bitmaps, sockets, scratch files and directories that nothing needs, and restores that were cut off while volumes were
+  swapped. It fails as a whole when a host or a repository cannot be seen: on a partial view nothing is done.
 * **carry_out** takes them away, VM by VM, under the VM's lease and after a second look. A VM that is being backed up is
   left alone, and so is everything that the catalog did not make.
 

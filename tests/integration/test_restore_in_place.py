@@ -201,6 +201,8 @@ def test_a_swap_that_was_complete_is_never_taken_back(
         patch.setattr(files, "_sync", cut_off)
         with pytest.raises(Killed):
             steps.commit(bench, backup=first, key=asked.key)
+    with pytest.raises(RestoreRefused, match="was cut off, or is at its last step"):
+        dry_run(site, first, Target.IN_PLACE)
     story.machine.start()
     story.machine.guest_io("vda", "write -P 0x99 0 64k", "flush")
     for _ in range(2):  # the retry, with the VM running; and the teardown

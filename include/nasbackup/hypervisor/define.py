@@ -121,6 +121,12 @@ def pool_directory(hypervisor: Hypervisor, *, pool: str) -> Path:
     return Path(path)
 
 
+def refresh_pool(hypervisor: Hypervisor, *, pool: str) -> None:
+    """Have libvirt see files that were written without it."""
+    with hypervisor.doing(f"refreshing storage pool {pool}"):
+        hypervisor.connection.storagePoolLookupByName(pool).refresh(0)
+
+
 # --- pure -----------------------------------------------------------------------------------------------------
 
 

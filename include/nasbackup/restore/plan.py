@@ -96,6 +96,7 @@ class RestorePlan:
     definition: str | None = None
     start: bool = False
     keep_old: bool = True
+    pool: str | None = None
     space: tuple[Space, ...] = ()
     notes: tuple[str, ...] = ()
 

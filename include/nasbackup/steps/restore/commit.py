@@ -148,6 +148,8 @@ def _after(bench: Bench, hypervisor: Hypervisor, *, plan: RestorePlan) -> Restor
                 with files.doing("Removing", Path(old)):
                     files.remove(Path(old))
             kept = []
+    if plan.pool is not None:
+        define.refresh_pool(hypervisor, pool=plan.pool)
     if plan.start:
         try:
             define.start(hypervisor, uuid=plan.vm_uuid, name=plan.vm)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nasbackup.catalog import restores
+from nasbackup.catalog.restores import RestoreState
 from nasbackup.errors import BackupNotRestorable, ParamInvalid, RestoreRefused, TargetExists, VmNotStopped
 from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state, xml
 from nasbackup.machine import StateKind
@@ -46,6 +47,8 @@ def plan(bench: Bench, *, request: RestoreRequest, dry_run: bool = False) -> Res
     token = None if dry_run else bench.lease(uuid=backup.vm_uuid, vm=backup.vm).join()
     if token is not None:
         clear(bench, vm_uuid=backup.vm_uuid, token=token)
+    else:
+        _require_nothing_cut_off(bench, backup=backup)
     located = locate(bench.database, external_id=request.backup)
     chosen = choose(located.backup, volumes=request.volumes)
     for volume in chosen:
@@ -61,6 +64,18 @@ def plan(bench: Bench, *, request: RestoreRequest, dry_run: bool = False) -> Res
         with bench.database.transaction() as cursor:
             restores.begin(cursor, vm_uuid=backup.vm_uuid, key=request.key, host=host, plan=made.as_document())
     return made
+
+
+def _require_nothing_cut_off(bench: Bench, *, backup: Backup) -> None:
+    """For a dry run, which undoes nothing: what it would say of a VM without one of its volumes helps nobody."""
+    with bench.database.transaction() as cursor:
+        row = restores.find(cursor, vm_uuid=backup.vm_uuid)
+    if row is not None and row.state is RestoreState.MOVING:
+        raise RestoreRefused(
+            vm=row.vm,
+            why=f"a restore of {row.plan['backup']} was cut off, or is at its last step: a restore that is no dry run, "
+            "or nas_reconcile, undoes it first",
+        )
 
 
 def described(located: Located) -> state.Described:
@@ -246,6 +261,7 @@ def _plan(
         definition=definition,
         start=request.start,
         keep_old=request.keep_old,
+        pool=request.pool,
         notes=tuple(notes),
     )
 
