@@ -19,6 +19,7 @@ from nasbackup.hypervisor.connection import Hypervisor
 _KEPT = 1 << 18  # bytes of console output
 _AGENT_SECONDS = 3
 _GONE_SECONDS = 30.0
+_LISTEN_SECONDS = 5.0
 
 
 class Console:
@@ -47,6 +48,26 @@ class Console:
 
 
 @contextmanager
+def _heard(hypervisor: Hypervisor, *, uuid: str) -> Iterator[Console]:
+    """The console of a running VM, over a connection of its own: on a shared one, calls wait behind the stream."""
+    console = Console()
+    connection = libvirt.open(hypervisor.host.uri)
+    listener = None
+    try:
+        stream = connection.newStream(0)
+        with suppress(libvirt.libvirtError):  # a VM without any console is still one
+            connection.lookupByUUIDString(uuid).openConsole(None, stream, 0)
+            listener = threading.Thread(target=console.listen, args=(stream,), daemon=True)
+            listener.start()
+        yield console
+    finally:
+        if listener is not None:
+            listener.join(_LISTEN_SECONDS)  # it ends with the VM
+        if listener is None or not listener.is_alive():
+            connection.close()
+
+
+@contextmanager
 def throwaway(hypervisor: Hypervisor, *, definition: str, name: str, keep: bool) -> Iterator[tuple[object, Console]]:
     """A VM for the length of the block; it yields the domain and its console. Raises HypervisorError.
 
@@ -56,23 +77,24 @@ def throwaway(hypervisor: Hypervisor, *, definition: str, name: str, keep: bool)
     flags = libvirt.VIR_DOMAIN_START_PAUSED | (0 if keep else libvirt.VIR_DOMAIN_START_AUTODESTROY)
     with hypervisor.doing(f"starting VM {name}"):
         domain = hypervisor.connection.createXML(definition, flags)
-    console, listener, ended = Console(), None, False
+    ended = False
     try:
-        with hypervisor.doing(f"starting VM {name}"):
-            stream = hypervisor.connection.newStream(0)
-            with suppress(libvirt.libvirtError):  # a VM without any console is still one
-                domain.openConsole(None, stream, 0)
-                listener = threading.Thread(target=console.listen, args=(stream,), daemon=True)
-                listener.start()
+        with hypervisor.doing(f"starting VM {name}"), _heard(hypervisor, uuid=domain.UUIDString()) as console:
             domain.resume()
-        yield domain, console
-        ended = True
-    finally:
-        if not (keep and ended):
-            with suppress(libvirt.libvirtError):  # it may have gone by itself
-                domain.destroy()
-            if listener is not None:
-                listener.join(_GONE_SECONDS)
+            try:
+                yield domain, console
+                ended = True
+            finally:
+                if not (keep and ended):
+                    _end(domain)
+    except BaseException:
+        _end(domain)
+        raise
+
+
+def _end(domain: libvirt.virDomain) -> None:
+    with suppress(libvirt.libvirtError):  # it may have gone by itself
+        domain.destroy()
 
 
 def agent_answers(domain: libvirt.virDomain) -> bool:
