@@ -410,8 +410,9 @@ def test_a_prefilled_form_starts_a_run_and_links_lead_there_and_back(stage: Stag
     assert (conf["vm"], conf["host"], conf["mode"]) == (f"{PREFIX}5-VM", "kvm_test", "full")
     assert "has no VM named" in airflow.log("nas_backup", run_id, "decide_chain"), "the VM is a generated one"
 
-    link = airflow.request("GET", f"/dags/nas_backup/dagRuns/{run_id}/taskInstances/decide_chain/links")
-    href = link["extra_links"]["NAS Backup"]
+    instances = f"/dags/nas_backup/dagRuns/{run_id}/taskInstances"
+    links = [airflow.request("GET", f"{instances}/{task}/links") for task in ("decide_chain", "copy", "record")]
+    (href,) = {link["extra_links"]["NAS Backup"] for link in links}
     page = visit.go(href)
     expect(framed(page).get_by_role("heading", name="No backup of this run")).to_be_visible()
     with stage.plant.database.transaction() as cursor:

@@ -18,8 +18,8 @@ from nasbackup.errors import UnknownHost
 from nasbackup.web.params import Word
 from nasbackup.web.site import Here, Page
 
-BACKUP, RESTORE, DRILL = "nas_backup", "nas_restore", "nas_restore_drill"
-TRIGGERED = (BACKUP, RESTORE, DRILL)
+BACKUP, RESTORE = "nas_backup", "nas_restore"
+TRIGGERED = (BACKUP, RESTORE)
 """DAGs that the page has forms of."""
 
 router = APIRouter(prefix="/forms")

@@ -124,14 +124,14 @@ class Page:
 
     def show(self, template: str, *, cursor: Cursor, view: str, **values: Any) -> HTMLResponse:
         """The view as HTML, with what all of them have: alerts that are open, and how old the last look is."""
-        at = catalog_now(cursor)
+        at, last_look = catalog_now(cursor), fleet.last_look(cursor)
         _, problem = self.fleet()
         return self.render(
             template,
             view=view,
             now=at,
-            last_look=fleet.last_look(cursor),
-            look_stale=is_stale(fleet.last_look(cursor), now=at),
+            last_look=last_look,
+            look_stale=is_stale(last_look, now=at),
             open_alerts=alerts.open_count(cursor),
             fleet_problem=problem,
             ago=lambda moment: words.age(moment, now=at),

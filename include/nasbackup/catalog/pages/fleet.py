@@ -116,7 +116,9 @@ _FLEET = """
 """
 _PAGE = f"""
     {_FLEET}
-    SELECT *, array_position(%(urgency)s::text[], status) AS urgency FROM fleet
+    SELECT *, CASE status WHEN 'ok' THEN 4 WHEN 'critical' THEN 0 WHEN 'warning' THEN 1 WHEN 'unprotected' THEN 2
+                          WHEN 'unknown' THEN 3 ELSE 5 END AS urgency  -- as in VmStatus
+      FROM fleet
      WHERE cardinality(%(statuses)s::text[]) = 0 OR status = ANY(%(statuses)s)
      ORDER BY :order, name, vm_id LIMIT %(limit)s OFFSET %(offset)s
 """  # noqa: S608 (constants, and :order is one of _ORDER)
@@ -207,7 +209,6 @@ def _values(wanted: Wanted, *, uuid: str | None = None) -> dict[str, Any]:
         "policy": wanted.policy,
         "zone": wanted.zone,
         "host": wanted.host,
-        "urgency": [status.value for status in VmStatus],
         "statuses": [status.value for status in wanted.statuses],
         "limit": wanted.limit,
         "offset": wanted.offset,
