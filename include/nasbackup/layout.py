@@ -111,3 +111,7 @@ def _safe_character(character: str, *, first: bool) -> str:
             .replace("~", "%7E")
         )
     return character
+
+
+APART = "nasbackup://apart"
+"""Namespace of the metadata that marks a VM of our own making (a drill's), which nobody has to back up."""

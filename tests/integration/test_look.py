@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import libvirt
 import pytest
+from nasbackup import layout
 from nasbackup.catalog import Cursor, Database, capacity, repositories, restore_points, vms
 from nasbackup.fleet import Fleet, load
 from nasbackup.hypervisor import connect
@@ -165,6 +166,9 @@ def test_a_host_tells_titles_and_metadata_of_its_vms(machine: lab.LabVm) -> None
     )
     machine.start()
     assert me().state is VmState.RUNNING
+    machine.domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, "<apart/>", "n", layout.APART, config)
+    with connect(Host(name="kvm_test")) as hypervisor:
+        assert machine.name not in {vm.name for vm in seen_vms(hypervisor)}  # a drill's is nobody's to back up
 
 
 def test_every_vm_is_judged_by_its_policy(catalog: Database, fleet: Fleet) -> None:

@@ -257,7 +257,7 @@ def test_every_view_shows_hostile_names_as_text(catalog: Database, client: TestC
         cursor.execute("UPDATE vm SET name = %s || vm_id, title = %s, host = %s", (HOSTILE, HOSTILE, HOSTILE))
         cursor.execute("UPDATE backup SET external_id = %s || backup_id || '/x', error = %s", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE alert SET label = %s, text = %s, hint = %s", (HOSTILE, HOSTILE, HOSTILE))
-        cursor.execute("UPDATE alert_delivery SET error = %s, channel = %s", (HOSTILE, HOSTILE))
+        cursor.execute("UPDATE alert_delivery SET error = %s, channel = %s || delivery_id", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE repository SET name = %s, path = %s, address = %s", (HOSTILE, HOSTILE, HOSTILE))
         cursor.execute("UPDATE drill SET detail = %s, how = %s", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE backup_volume SET name = 'x', source = source || %s WHERE name = 'none'", (HOSTILE,))

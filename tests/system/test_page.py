@@ -69,6 +69,7 @@ def token_of(user: str) -> str:
 
 @pytest.fixture(scope="module")
 def seeded(plant: Plant) -> Iterator[Plant]:
+    plant.airflow.request("PATCH", "/dags/nas_sla_watch", json={"is_paused": True})  # it sees that no host has them
     seed.fleet(plant.database, PLAN)
     with plant.database.transaction() as cursor:
         cursor.execute("UPDATE vm SET title = %s WHERE uuid = %s", (HOSTILE, uuid_of(41)))
@@ -76,6 +77,7 @@ def seeded(plant: Plant) -> Iterator[Plant]:
     seed.remove(plant.database, prefix=PREFIX)
     with plant.database.transaction() as cursor:
         cursor.execute("DELETE FROM capacity_sample")
+    plant.airflow.request("PATCH", "/dags/nas_sla_watch", json={"is_paused": False})
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +271,7 @@ def test_alerts_and_repositories(stage: Stage) -> None:
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("ops: opened, delivered")
     page.get_by_role("link", name="History").click()
+    page.locator("#q").fill(PREFIX)
     expect(rows.first).to_contain_text("3 h")
     page = visit.go("/nasbackup/repositories")
     expect(page.get_by_role("heading", name="nas_test")).to_be_visible()

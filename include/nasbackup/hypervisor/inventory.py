@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import libvirt
 
+from nasbackup import layout
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
 from nasbackup.model import Consistency, SeenVm, SkippedDisk, Vm, VmState, Volume
@@ -26,7 +27,7 @@ def domain_definition(hypervisor: Hypervisor, *, name: str) -> str:
 
 
 def seen_vms(hypervisor: Hypervisor) -> list[SeenVm]:
-    """All domains of the host, by name. Raises HypervisorError."""
+    """All domains of the host, by name, but those of a drill. Raises HypervisorError."""
     with hypervisor.doing("listing VMs"):
         domains = hypervisor.connection.listAllDomains()
         found = []
@@ -38,6 +39,8 @@ def seen_vms(hypervisor: Hypervisor) -> list[SeenVm]:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:  # undefined since the list was made
                     continue
                 raise
+            if layout.APART in description.metadata:
+                continue
             found.append(
                 SeenVm(
                     name=domain.name(),

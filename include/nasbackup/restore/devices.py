@@ -5,6 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
+from nasbackup import layout
+
 _CHARACTER = ("serial", "console", "parallel", "channel")
 _OF_THE_HOST = ("hostdev", "redirdev", "filesystem", "shmem", "smartcard", "lease", "crypto")
 _PLACED_ON_THE_HOST = ("cputune", "numatune", "memoryBacking", "resource", "iothreadids", "keywrap")
@@ -41,6 +43,8 @@ def isolate(root: ET.Element) -> list[str]:
         for element in list(parent):
             if element.tag in _PLACED_ON_THE_HOST or element.tag.startswith(_QEMU) or element.tag == "seclabel":
                 parent.remove(element)
+    metadata = root.find("./metadata")
+    ET.SubElement(ET.SubElement(root, "metadata") if metadata is None else metadata, f"{{{layout.APART}}}apart")
     notes += become_another(root)
     notes += _remove(root, lambda device: device.tag == "tpm" and _backend(device) != "emulator")
     notes += _remove(root, lambda device: device.tag == "rng" and _backend(device) != "random")
