@@ -161,7 +161,10 @@ class Airflow:
                 raise AirflowError(f"{task_id} of {run_id} is {state} after {timeout:g} s")
             time.sleep(0.5)
 
-    def log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
+    def log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> str:
+        """Of the last try."""
+        tries = [t.try_number for t in self.tasks(dag_id, run_id) if (t.task_id, t.map_index) == (task_id, map_index)]
+        try_number = max(tries, default=1)
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         return json.dumps(self.request("GET", path, params={"map_index": map_index})["content"])
 
