@@ -8,6 +8,7 @@ from typing import Any
 import libvirt
 import pytest
 from nasbackup.errors import RestoreRefused, VmNotStopped
+from nasbackup.hypervisor import define
 from nasbackup.model import BackupType, Reason, Target
 from nasbackup.restore import files
 from nasbackup.steps import Site
@@ -279,3 +280,19 @@ def test_a_rename_that_fails_is_taken_back(
     assert [path.name for path in story.machine.directory.iterdir() if ".before-" in path.name] == []
     whole_restore(site, first, Target.IN_PLACE)
     assert_is(story, first)
+
+
+def test_a_raw_volume_stays_raw(story: Story, site: Site) -> None:
+    image = story.machine.directory / "plain.img"
+    image.write_bytes(b"\x71" * (1 << 20))
+    story.machine.domain.attachDeviceFlags(
+        define.disk_xml(file=str(image), image_format="raw", target="vdc", bus="virtio"),
+        libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE,
+    )
+    backup = story.backup()
+    story.machine.destroy()
+    image.write_bytes(b"\x72" * (1 << 20))
+    whole_restore(site, backup, Target.IN_PLACE)
+    assert image.read_bytes() == b"\x71" * (1 << 20)
+    story.machine.start()
+    assert story.backup().type is BackupType.FULL

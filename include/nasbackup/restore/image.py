@@ -61,7 +61,9 @@ def locate(database: Database, *, external_id: str) -> Located:
         registered = repositories.get(cursor, name=backup.repository)
     if backup.status is not BackupStatus.BACKED_UP:
         raise BackupNotRestorable(backup=external_id, why=_why_not(backup))
-    root = open_root(registered.repository, identity=registered.uuid)
+    root = watched(
+        registered.repository, "reading the marker", open_root, registered.repository, identity=registered.uuid
+    )
     return Located(backup=backup, lineage=lineage, root=root, older=lambda: _older(database, backup=backup, root=root))
 
 
@@ -177,7 +179,7 @@ def _verify(located: Located, *, volume: BackupVolume, sound: dict[Path, bool], 
         if layer.file not in sound:
             sound[layer.file] = False
             bound = _bind(follow, f"verifying {layer.backup}/{layer.file.name}")
-            verify_layer(layer, of=located.backup.external_id, on_progress=bound)
+            verify_layer(layer, of=located.backup.external_id, repository=located.repository, on_progress=bound)
             sound[layer.file] = True
 
 

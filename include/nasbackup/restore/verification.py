@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nasbackup import qcow2
 from nasbackup.errors import BackupNotRestorable, ImageRefused, VerifyFailed
-from nasbackup.model import Backup, BackupStatus, BackupType, BackupVolume
-from nasbackup.steps.verify import check_layer
+from nasbackup.model import Backup, BackupStatus, BackupType, BackupVolume, Repository
+from nasbackup.nas.watchdog import watched
+from nasbackup.steps.verify import check_content, check_structure
 from nasbackup.transfer.pump import Progress
 
 _RESTORABLE = frozenset({BackupStatus.BACKED_UP, BackupStatus.DELETE_PENDING})
@@ -75,9 +76,22 @@ def verify_layers(
         verify_layer(layer, of=layers[-1].backup, on_progress=on_layer(layer) if on_layer else None)
 
 
-def verify_layer(layer: Layer, *, of: str, on_progress: Callable[[Progress], None] | None = None) -> None:
-    """``of``: the backup that is to be restored. Raises BackupNotRestorable."""
+def verify_layer(
+    layer: Layer,
+    *,
+    of: str,
+    repository: Repository | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """``of``: the backup that is to be restored. ``repository``: whose silence is not waited for.
+
+    Raises BackupNotRestorable, NasIo.
+    """
     try:
-        check_layer(layer.file, volume=layer.volume, on_progress=on_progress)
+        if repository is None:
+            check_structure(layer.file, volume=layer.volume)
+        else:
+            watched(repository, f"checking {layer.file.name}", check_structure, layer.file, volume=layer.volume)
+        check_content(layer.file, volume=layer.volume, on_progress=on_progress)
     except VerifyFailed as error:
         raise BackupNotRestorable(backup=of, why=f"layer of {layer.backup} is broken: {error}") from error

@@ -45,13 +45,8 @@ def verify(
         return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)
 
 
-def check_layer(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
-    """Raises VerifyFailed unless the file is the layer that the catalog describes: structure first, then every byte."""
-    check_structure(file, volume=volume)
-    check_content(file, volume=volume, on_progress=on_progress)
-
-
 def check_structure(file: Path, *, volume: BackupVolume) -> None:
+    """Raises VerifyFailed unless the file is the layer that the catalog describes, by what its header says."""
     if not file.is_file():
         raise VerifyFailed(file=file, problem="the file is missing")
     try:
@@ -67,7 +62,10 @@ def check_structure(file: Path, *, volume: BackupVolume) -> None:
 
 
 def check_content(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
-    """Without a recorded digest (an imported backup) it is enough that every byte can be read."""
+    """The same of every byte. Without a recorded digest (an imported backup) it is enough that each can be read.
+
+    Raises VerifyFailed.
+    """
     found = read_layer(
         file=file,
         incremental=volume.type is BackupType.INCREMENTAL,
