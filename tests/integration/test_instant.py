@@ -118,13 +118,13 @@ def test_it_goes_on_after_a_crash_and_meanwhile_the_backup_is_kept(
     backup = story.backup()
     before = digests(root)
     with monkeypatch.context() as killed:
-        killed.setattr(live, "begin_pulls", lambda *_: None)  # killed right before it
+        killed.setattr(live, "begin_next_pull", lambda *_: None)  # killed right before it
         vm = begin(story, copy, backup.external_id)
     assert marks(story) == [f"VM {copy.name} on {story.site.host.name}, which runs from it"]
     copy.guest_io("vda", "read -P 0x21 0 2M", "write -P 0x22 0 1M")
     with connect(story.site.host) as hypervisor:
-        with pytest.raises(InstantUnfinished, match="copying vda, vdb stopped"):
-            instant.finish(hypervisor, vm, database=database)
+        with pytest.raises(InstantUnfinished, match="waiting for it was ended"):
+            instant.finish(hypervisor, vm, database=database, stop=lambda: True)
         (kept,) = answer(database, "delete", backup.external_id)
         assert kept["kept_by"] == marks(story)
         assert story.load(backup.backup_id).status is BackupStatus.DELETE_PENDING
@@ -136,7 +136,7 @@ def test_it_goes_on_after_a_crash_and_meanwhile_the_backup_is_kept(
         cursor.execute("UPDATE backup SET status = 'BackedUp' WHERE backup_id = %s", (backup.backup_id,))
 
     with monkeypatch.context() as killed:
-        killed.setattr(live, "begin_pulls", lambda *_: None)
+        killed.setattr(live, "begin_next_pull", lambda *_: None)
         begin(story, copy, backup.external_id)
     copy.guest_io("vda", "read -P 0x22 0 1M", "read -P 0x21 1M 1M")
     vm = begin(story, copy, backup.external_id)  # while it runs: the same again

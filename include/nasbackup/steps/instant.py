@@ -40,8 +40,8 @@ from nasbackup.steps.restore.plan import described
 
 HOLD_SECONDS = 7 * 86400.0
 """So long the backup is kept for a VM that runs from it, and that nobody goes on with."""
-_LOOK_SECONDS = 0.5
-_LOOKS = 4
+_LOOK_SECONDS = 0.3
+_LOOKS = 3
 """libvirt needs a moment to write down that a copy has ended well."""
 _NAMES = uuid.UUID("5b1f2c1e-7d3f-4b53-9a43-6a1e0d2b6a11")
 
@@ -100,7 +100,7 @@ def start(
         reading_id=mark[0] if mark else None,
         until=mark[1] if mark else None,
     )
-    live.begin_pulls(hypervisor, hypervisor.connection.lookupByUUIDString(own))
+    live.begin_next_pull(hypervisor, hypervisor.connection.lookupByUUIDString(own))
     return vm
 
 
@@ -117,7 +117,8 @@ def finish(
     Raises InstantUnfinished when ``stop`` says so, when the VM was shut down, or when the NAS fails: the VM stays.
     """
     domain = hypervisor.domain_by_uuid(vm.uuid)
-    stopped_looks = 0
+    begun: set[str] = set()
+    idle = 0
     while True:
         if domain is None or not live.is_running(domain):
             raise _unfinished(vm, why="it was shut down")
@@ -125,11 +126,15 @@ def finish(
         follow(found)
         if all(pull.independent for pull in found):
             break
-        stopped = [pull.target for pull in found if not (pull.independent or pull.copying)]
-        stopped_looks = stopped_looks + 1 if stopped else 0
-        if stopped_looks == _LOOKS:
-            why = f"copying {', '.join(stopped)} stopped (look after the NAS, and for room in {vm.directory})"
-            raise _unfinished(vm, why=why)
+        idle = 0 if any(pull.copying for pull in found) else idle + 1
+        if idle == _LOOKS:
+            target = live.begin_next_pull(hypervisor, domain)
+            if target in begun:
+                raise _unfinished(
+                    vm, why=f"copying {target} stopped (look after the NAS, and for room in {vm.directory})"
+                )
+            begun |= {target} if target else set()
+            idle = 0
         if stop():
             raise _unfinished(vm, why="waiting for it was ended")
         time.sleep(_LOOK_SECONDS)
