@@ -15,6 +15,7 @@ A night that was missed is caught up once. Changes of `fleet.yaml` need no resta
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import MultipleCronTriggerTimetable, dag, get_current_context, task, task_group
@@ -31,7 +32,9 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
         dag_display_name=f"NAS backup policy {policy.name}",
         description=f"Back up the VMs of policy {policy.name}",
         doc_md=__doc__,
-        schedule=MultipleCronTriggerTimetable(*policy.schedule, timezone=policy.timezone),
+        # A new policy waits for its next time. (False, which should say so, runs a time that has just passed: the
+        # timetable of Airflow 3.3 takes it for None.)
+        schedule=MultipleCronTriggerTimetable(*policy.schedule, timezone=policy.timezone, run_immediately=timedelta(0)),
         catchup=False,
         max_active_runs=1,
         params=policy_params(),

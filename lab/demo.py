@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from lab import proof
+from lab import history, proof
 from lab import vm as lab
 from lab.airflow import Airflow, AirflowError, Task
 from lab.console import ConsoleError
@@ -34,6 +35,10 @@ from lab.console import ConsoleError
 VM = "i-2-1234-VM"
 HOST = "kvm_demo"
 REPOSITORY = "nas_demo"
+LATE = "i-2-1240-VM"
+"""Its policy has no schedule: it is out of its SLA on purpose."""
+OTHERS = ["i-2-1235-VM", "i-2-1236-VM", LATE, "tmp-17-VM"]
+"""Small VMs without an operating system; no policy is for the last one."""
 VOLUMES = [lab.Volume(size=192 << 20, filesystem=True), lab.Volume(size=96 << 20, filesystem=True)]
 
 _stderr = Console(stderr=True, highlight=False)
@@ -67,8 +72,33 @@ class Demo:
         self.airflow.put_connection(
             connection_id=REPOSITORY, conn_type="nas", extra={"type": "local", "path": str(self.nas)}
         )
-        self.airflow.wait_for_dag("nas_backup", containing=HOST)
-        self.airflow.wait_for_dag("nas_restore")
+        for dag_id in ("nas_backup", "nas_restore", "nas_sla_watch", "nas_backup_policy_standard"):
+            self.airflow.wait_for_dag(dag_id, containing=HOST if dag_id == "nas_backup" else "")
+        self.give_a_past()
+
+    def give_a_past(self) -> None:
+        """Generated backups of the last month, for VMs that have none: the page has something to show."""
+        connection = self.machine.connection
+        for name in (VM, *OTHERS[:3]):
+            history.generate(
+                self.database,
+                vm=name,
+                vm_uuid=lab.LabVm(connection=connection, name=name).uuid,
+                host=HOST,
+                repository=REPOSITORY,
+                policy="late" if name == LATE else "standard",
+                newest=timedelta(days=3) if name == LATE else timedelta(hours=20),
+                now=datetime.now(UTC),
+            )
+
+    def run(self, dag_id: str, **conf: Any) -> str:
+        """A run of this DAG, to its end; returns its id."""
+        run_id = self.airflow.trigger(dag_id, conf=conf)
+        say(f"  {dag_id} {run_id}")
+        state = self.airflow.wait(dag_id, run_id, on_change=show_task)
+        if state != "success":
+            raise AirflowError(f"the run {run_id} of {dag_id} is {state}; its tasks' logs say why")
+        return run_id
 
     def guest_writes(self, name: str, *, kib: int) -> None:
         """A file on each volume, safely on its disk; the guest tells the checksum."""
@@ -95,13 +125,7 @@ class Demo:
     def restore(self, backup: Backup) -> dict[str, Path]:
         """A run of ``nas_restore`` to raw images; returns them per source path."""
         to = self.directory / "restored" / backup.directory
-        run_id = self.airflow.trigger(
-            "nas_restore", conf={"backup": backup.external_id, "to": str(to), "format": "raw"}
-        )
-        say(f"  nas_restore {run_id}")
-        state = self.airflow.wait("nas_restore", run_id, on_change=show_task)
-        if state != "success":
-            raise AirflowError(f"the run {run_id} of nas_restore is {state}; its tasks' logs say why")
+        run_id = self.run("nas_restore", backup=backup.external_id, to=str(to), format="raw")
         done = self.airflow.result("nas_restore", run_id, "summary")
         return {volume["source"]: Path(volume["file"]) for volume in done}
 
@@ -115,7 +139,8 @@ class Demo:
 
     def show(self) -> None:
         with self.database.transaction() as cursor:
-            made = backups.list_backups(cursor, vm=VM, statuses=[BackupStatus.BACKED_UP])
+            recorded = backups.list_backups(cursor, vm=VM, statuses=[BackupStatus.BACKED_UP])
+        made = [backup for backup in recorded if backup.run_id != history.GENERATED]
         table = Table(title=f"Backups of {VM} in {self.nas}", title_justify="left", box=None, header_style="bold")
         for heading in ("Backup", "Type", "Reason", "Volume"):
             table.add_column(heading, no_wrap=heading == "Backup")
@@ -170,7 +195,24 @@ def tell(demo: Demo) -> None:
     demo.prove(backup, frozen=frozen, restored=restored)
     for directory in ("frozen", "restored"):
         shutil.rmtree(demo.directory / directory)
+    say("[bold]What the policy standard does each night: back up all of its VMs (here: two small ones)")
+    demo.run("nas_backup_policy_standard", vms=["i-2-1235-VM", "i-2-1236-VM"], ignore_blackout=True)
+    say("[bold]Is every VM protected as promised?")
+    looked = demo.airflow.result("nas_sla_watch", demo.run("nas_sla_watch"), "look")
+    for sentence in looked["worst"]:
+        say(f"    [yellow]{sentence}[/]")
     demo.show()
+
+
+def open_others(connection: Any) -> None:
+    known = {domain.name() for domain in connection.listAllDomains()}
+    with step(f"{len(OTHERS)} small VMs without an operating system"):
+        for name in OTHERS:
+            machine = lab.LabVm(connection=connection, name=name)
+            if name not in known:
+                machine = lab.define_vm(connection, name=name, volumes=[lab.Volume(size=8 << 20)])
+            if not machine.running and name != LATE:
+                machine.start()
 
 
 def open_vm(connection: Any) -> tuple[lab.LabVm, bool]:
@@ -206,9 +248,11 @@ def main() -> int:
     connection = lab.connect()
     try:
         if arguments.down:
-            lab.LabVm(connection=connection, name=VM).remove()
+            for name in (VM, *OTHERS):
+                lab.LabVm(connection=connection, name=name).remove()
             return 0
         airflow = Airflow.of_stack()
+        open_others(connection)
         machine, fresh = open_vm(connection)
         database = Database(parameters={"dsn": os.environ["AIRFLOW_CONN_NAS_BACKUP_CATALOG"]})
         directory = Path(os.environ["NASBACKUP_STACK_DIR"])
@@ -216,6 +260,7 @@ def main() -> int:
         demo.set_up()
         tell(demo)
         say(f"\nAirflow's UI: {os.environ['NASBACKUP_AIRFLOW_URL']}   login: {airflow.user} / {airflow.password}")
+        say(f"The page: {os.environ['NASBACKUP_AIRFLOW_URL']}/plugin/nas-backup (a month of its history is generated)")
         say("The backups stay: try `scripts/nasbackup list`. `scripts/demo --down` removes everything.")
     except (AirflowError, ConsoleError, NasBackupError, lab.LabError, proof.ProofError) as error:
         say(f"[red]scripts/demo:[/] {error}")

@@ -55,6 +55,12 @@ def test_nights_that_were_missed_are_caught_up_once(dags: Mapping[str, Any]) -> 
     assert following == datetime(2026, 11, 26, 0, 0, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("minutes", [1, 30, 23 * 60])
+def test_a_new_policy_waits_for_its_next_time(dags: Mapping[str, Any], minutes: int) -> None:
+    now = datetime(2026, 11, 25, 0, 0, tzinfo=UTC) + timedelta(minutes=minutes)
+    assert next_run(dags["nas_backup_policy_gold"], after=None, now=now) == datetime(2026, 11, 26, 0, 0, tzinfo=UTC)
+
+
 def test_the_schedule_is_that_of_the_walls_clock(dags: Mapping[str, Any]) -> None:
     gold = dags["nas_backup_policy_gold"]
     summer = datetime(2026, 7, 1, 12, tzinfo=UTC)

@@ -37,7 +37,7 @@ _FACTS = """
            )
            SELECT CASE WHEN count(*) = count(v.verified_at) THEN min(v.verified_at) END AS verified_at
              FROM line JOIN backup_volume v USING (backup_id)
-           ) layers ON %(layers)s
+           ) layers ON true
       LEFT JOIN LATERAL (
            SELECT max(finished_at) AS drilled_at FROM drill WHERE vm_id = vm.vm_id AND result = 'ok'
            ) good ON true
@@ -66,12 +66,9 @@ _RECENT = """
 """
 
 
-def facts(cursor: Cursor, *, hosts: Sequence[str], with_layers: bool = True) -> Iterator[VmFacts]:
-    """Of all VMs that these hosts define: streamed from the server as long as the transaction is open.
-
-    ``with_layers``: also when the layers below the newest backup were read back, which costs a walk of each chain.
-    """
-    values = {"hosts": list(hosts), "recent": RECENT, "layers": with_layers}
+def facts(cursor: Cursor, *, hosts: Sequence[str]) -> Iterator[VmFacts]:
+    """Of all VMs that these hosts define: streamed from the server as long as the transaction is open."""
+    values = {"hosts": list(hosts), "recent": RECENT}
     connection = cursor.connection
     with (
         connection.cursor(name="recent_backups", cursor_factory=Cursor) as recents,

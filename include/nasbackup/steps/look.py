@@ -47,8 +47,7 @@ def look(
                 inventory.note_seen(cursor, host=host, seen=vms, now=now)
     verdicts = []
     with database.transaction() as cursor:
-        with_layers = any(policy.verify_every is not None for policy in fleet.policies)
-        for facts in sla.facts(cursor, hosts=fleet.hosts, with_layers=with_layers):
+        for facts in sla.facts(cursor, hosts=fleet.hosts):
             policy = fleet.policy_of(vm=facts.vm, host=facts.host, title=facts.title, metadata=facts.metadata)
             verdict = judge(facts, policy=policy, now=now, deadline=deadline)
             verdicts.append(verdict)
