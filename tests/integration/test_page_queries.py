@@ -257,7 +257,7 @@ def test_every_view_shows_hostile_names_as_text(catalog: Database, client: TestC
         cursor.execute("UPDATE vm SET name = %s || vm_id, title = %s, host = %s", (HOSTILE, HOSTILE, HOSTILE))
         cursor.execute("UPDATE backup SET external_id = %s || backup_id || '/x', error = %s", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE alert SET label = %s, text = %s, hint = %s", (HOSTILE, HOSTILE, HOSTILE))
-        cursor.execute("UPDATE alert_delivery SET error = %s, channel = %s || delivery_id", (HOSTILE, HOSTILE))
+        cursor.execute("UPDATE alert_delivery SET error = %s, channel = %s || channel", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE repository SET name = %s, path = %s, address = %s", (HOSTILE, HOSTILE, HOSTILE))
         cursor.execute("UPDATE drill SET detail = %s, how = %s", (HOSTILE, HOSTILE))
         cursor.execute("UPDATE backup_volume SET name = 'x', source = source || %s WHERE name = 'none'", (HOSTILE,))
@@ -269,7 +269,7 @@ def test_every_view_shows_hostile_names_as_text(catalog: Database, client: TestC
         backup = cursor.fetchall()[0]["external_id"]
     addresses = [*VIEWS, f"/vms/{vm['uuid']}", f"/forms/backup?vm={vm['uuid']}"]
     answers = [client.get(f"/nasbackup{address}") for address in addresses]
-    answers.append(client.get("/nasbackup/forms/restore", params={"backup": backup}))
+    answers += [client.get(f"/nasbackup/forms/{form}", params={"backup": backup}) for form in ("restore", "drill")]
     answers.append(client.get("/nasbackup/", params={"q": HOSTILE, "policy": HOSTILE, "host": HOSTILE}))
     answers.append(client.get("/nasbackup/runs", params={"run_id": HOSTILE, "dag_id": HOSTILE}))
     for answer in answers:

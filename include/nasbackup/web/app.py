@@ -54,6 +54,7 @@ def create(*, database: Callable[[], Database], guards: Guards, login: str = "/a
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(NasBackupError, _our_error)
+    app.add_exception_handler(Exception, _unexpected)
     return app
 
 
@@ -98,6 +99,11 @@ def _not_understood(request: Request, error: Exception) -> Response:
 
 def _our_error(request: Request, error: Exception) -> Response:
     return _say(request, status=503 if isinstance(error, CatalogError) else 400, sentence=str(error))
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    sentence = f"This view has failed ({type(error).__name__}): the api-server's log says where."
+    return _say(request, status=500, sentence=sentence)
 
 
 def _say(request: Request, *, status: int, sentence: str, headers: Any = None) -> Response:

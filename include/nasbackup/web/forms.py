@@ -18,8 +18,8 @@ from nasbackup.errors import UnknownHost
 from nasbackup.web.params import Word
 from nasbackup.web.site import Here, Page
 
-BACKUP, RESTORE = "nas_backup", "nas_restore"
-TRIGGERED = (BACKUP, RESTORE)
+BACKUP, RESTORE, DRILL = "nas_backup", "nas_restore", "nas_restore_drill"
+TRIGGERED = (BACKUP, RESTORE, DRILL)
 """DAGs that the page has forms of."""
 
 router = APIRouter(prefix="/forms")
@@ -39,7 +39,16 @@ def restore_form(page: Here, backup: Word) -> Response:
     """Restore this backup."""
     with page.reading() as cursor:
         row = _vm_of(cursor, backup)
-        return _form(page, cursor, dag_id=RESTORE, title=f"Restore {backup}", vm=row, conf={"backup": backup})
+        conf = {"backup": backup, "host": row.host}
+        return _form(page, cursor, dag_id=RESTORE, title=f"Restore {backup}", vm=row, conf=conf)
+
+
+@router.get("/drill")
+def drill_form(page: Here, backup: Word) -> Response:
+    """Boot this backup, apart from everything, and see whether it answers."""
+    with page.reading() as cursor:
+        row = _vm_of(cursor, backup)
+        return _form(page, cursor, dag_id=DRILL, title=f"Drill {backup}", vm=row, conf={"backup": backup})
 
 
 def _form(page: Page, cursor: Cursor, *, dag_id: str, title: str, vm: fleet.Row, conf: dict[str, Any]) -> Response:

@@ -124,3 +124,13 @@ def test_static_files_are_served_and_nothing_beside_them() -> None:
     for name in ("..%2Fapp.py", "%2e%2e/app.py", "vendor", "no-such.css"):
         answer: Any = client.get(f"/somewhere/nasbackup/static/{name}")
         assert answer.status_code == 404, name
+
+
+def test_a_view_that_fails_says_so_and_where_to_look() -> None:
+    def broken() -> Database:
+        raise ZeroDivisionError
+
+    app = create(database=broken, guards=Guards(view=lambda: None, triggers=lambda: frozenset()))
+    client = TestClient(app, raise_server_exceptions=False)
+    answer = client.get("/running", headers=HTML)
+    assert (answer.status_code, "This view has failed (ZeroDivisionError)" in answer.text) == (500, True)

@@ -45,6 +45,10 @@
       input = element("textarea", { id, rows: 4, spellcheck: "false", "aria-describedby": described });
       input.value = start == null ? "" : JSON.stringify(start, null, 2);
       readers.set(name, () => (input.value.trim() ? JSON.parse(input.value) : null));
+    } else if (schema.format === "date-time") {
+      input = element("input", { id, type: "datetime-local", "aria-describedby": described });
+      input.value = (start ?? "").slice(0, 16);
+      readers.set(name, () => (input.value ? `${input.value.slice(0, 16)}:00Z` : null));
     } else {
       const whole = types.includes("integer") || types.includes("number");
       input = element("input", { id, type: whole ? "number" : "text", step: types.includes("integer") ? 1 : whole ? "any" : undefined, "aria-describedby": described, autocomplete: "off", spellcheck: "false" });
@@ -57,7 +61,8 @@
     if (input.required) heading.append(" ", element("span", { class: "required", "aria-hidden": "true" }, "*"));
     const made = element("div", { class: "field" }, heading);
     if (input.type !== "checkbox") made.append(input);
-    if (help) made.append(element("p", { id: described }, help.replaceAll("`", "")));
+    const utc = input.type === "datetime-local" ? " (UTC)" : "";
+    if (help) made.append(element("p", { id: described }, help.replaceAll("`", "") + utc));
     return made;
   };
 
@@ -65,7 +70,7 @@
     box.querySelector("p").replaceChildren(...said);
     box.hidden = false;
   };
-  const refuse = (sentence) => say(document.getElementById("refused"), element("strong", {}, "Not started. "), sentence);
+  const refuse = (sentence, head = "Not started. ") => say(document.getElementById("refused"), element("strong", {}, head), sentence);
 
   const ask = async (path, request = {}) => {
     const answer = await fetch(`${airflow}/api/v2${path}`, { ...request, headers: { Accept: "application/json", "Content-Type": "application/json" } });
@@ -91,7 +96,7 @@
       }
     }
     fields.append(...sections.values());
-    if (details.is_paused) refuse(`${dag} is paused: a run would wait until somebody unpauses it.`);
+    if (details.is_paused) refuse("A run would wait until somebody unpauses it.", `${dag} is paused. `);
     form.querySelector(".loading").hidden = true;
     fields.hidden = false;
     form.querySelector(".actions").hidden = false;
