@@ -15,6 +15,7 @@ pytestmark = pytest.mark.system
 
 
 def test_a_backup_that_comes_up_is_recorded_and_one_that_does_not_is_a_red_task(plant: Plant) -> None:
+    plant.airflow.wait_for_dag("nas_restore_drill")  # and unpause it
     connection: Any = lab.connect()
     name = f"i-3-{os.getpid()}-drill"
     volumes = [lab.Volume(size=16 << 20, filesystem=True)]
