@@ -11,6 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from nasbackup.handling import Compression
+
 
 class VmState(StrEnum):
     RUNNING = "running"
@@ -225,7 +227,11 @@ class BackupVolume(VolumePlan):
     digest: str | None = None
     attempt: str | None = None
     verified_at: datetime | None = None
+    """When every byte of it was last read back; None: never."""
+    checked_at: datetime | None = None
+    """When its file passed what its backup's verify level asks for."""
     copy_seconds: float | None = None
+    compression: Compression = Compression.NONE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,12 +60,12 @@ def shortened(stderr: str) -> str:
     return stderr.strip()[-_STDERR_KEPT:]
 
 
-def node(path: Path, driver: str, *, locking: bool = True, **options: Any) -> str:
+def node(path: Path, driver: str, *, locking: bool = True, above: str | None = None, **options: Any) -> str:
     """An image as QEMU's tools take it: a ``json:`` name that states driver and file.
 
     Nothing is probed (a guest decides what its disk's first bytes look like), and ``:``, ``,``, ``-`` or a line
-    break in a file name are just characters. ``locking`` False: take none of QEMU's image locks. Raises ValueError
-    for a name that isn't UTF-8: QEMU's JSON is.
+    break in a file name are just characters. ``locking`` False: take none of QEMU's image locks. ``above``: a filter
+    driver over the image. Raises ValueError for a name that isn't UTF-8: QEMU's JSON is.
     """
     name = str(path.absolute())
     try:
@@ -75,4 +75,5 @@ def node(path: Path, driver: str, *, locking: bool = True, **options: Any) -> st
     file = {"driver": "host_device" if path.is_block_device() else "file", "filename": name}
     if not locking:
         file["locking"] = "off"
-    return "json:" + json.dumps({"driver": driver, "file": file, **options})
+    image = {"driver": driver, "file": file, **options}
+    return "json:" + json.dumps({"driver": above, "file": image} if above else image)

@@ -10,7 +10,9 @@ from typing import Any
 from nasbackup import fleet, steps
 from nasbackup.airflow import hooks, measures, variables
 from nasbackup.airflow.forms import backup_params, require_known_keys
-from nasbackup.errors import UnknownRepository
+from nasbackup.errors import ParamInvalid, UnknownRepository
+from nasbackup.fleet.units import rate
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Backup, BackupVolume, Mode, Quiesce
 from nasbackup.steps import BackupRequest, Site, Ticket
 from nasbackup.transfer.pump import Progress
@@ -36,6 +38,9 @@ def decide_chain(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, r
             quiesce=Quiesce(params["quiesce"]),
             exclude_volumes=tuple(params["exclude_volumes"] or ()),
             allow_encrypted=params["allow_encrypted"],
+            compression=Compression(params["compression"]),
+            bandwidth=bandwidth(params["bandwidth"]),
+            verify=VerifyLevel(params["verify"]),
         ),
         settings=settings,
         run_id=f"nas_backup/{run_id}",
@@ -60,7 +65,12 @@ def copy(*, volume: Payload) -> Payload:
 def verify(*, copied: Payload) -> Payload:
     ticket = Ticket(**copied["ticket"])
     verified = steps.verify(_site(ticket), ticket=ticket, volume=copied["volume"], on_progress=_log_progress)
-    return {"volume": verified.name, "verified": str(verified.verified_at), "digest": verified.digest}
+    return {
+        "volume": verified.name,
+        "checked": str(verified.checked_at),
+        "verified": str(verified.verified_at) if verified.verified_at else None,
+        "digest": verified.digest,
+    }
 
 
 def record(*, decided: Payload) -> Payload:
@@ -106,9 +116,18 @@ def result(volume: BackupVolume) -> Payload:
         "virtual_size": volume.virtual_size,
         "bytes_read": volume.bytes_read,
         "bytes_written": volume.bytes_written,
+        "compression": volume.compression.value,
         "seconds": round(volume.copy_seconds, 3) if volume.copy_seconds is not None else None,
         "digest": volume.digest,
     }
+
+
+def bandwidth(text: str | None) -> int | None:
+    """Bytes a second; None and nothing: no limit. Raises ParamInvalid."""
+    try:
+        return rate(text) if text else None
+    except ValueError as error:
+        raise ParamInvalid(name="bandwidth", value=text, problem=str(error)) from error
 
 
 def _site(ticket: Ticket) -> Site:

@@ -9,8 +9,10 @@ from airflow.sdk import Param
 
 from nasbackup.errors import UnknownParam
 from nasbackup.fleet import Fleet
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Mode, Quiesce
 
+RATE = "^[1-9][0-9]{0,5} (KiB|MiB|GiB)/s$(?!\n)"
 EXTERNAL_ID = "^[^/]+/[0-9]{4}([.][0-9]{2}){5}$"
 
 
@@ -77,6 +79,34 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             type="boolean",
             title="Allow encrypted volumes",
             description="Back up LUKS-encrypted volumes too. What goes to the NAS is their plain content.",
+            section="More",
+        ),
+        "compression": Param(
+            Compression.NONE.value,
+            type="string",
+            enum=[compression.value for compression in Compression],
+            title="Compression",
+            description="Of the layers on the NAS: zstd is fast, zlib is read by every QEMU.",
+            section="More",
+        ),
+        "bandwidth": Param(
+            None,
+            type=["null", "string"],
+            pattern=RATE,
+            title="Bandwidth",
+            description="How fast each volume is read at most, for example `200 MiB/s`. Empty: no limit.",
+            section="More",
+        ),
+        "verify": Param(
+            VerifyLevel.FULL.value,
+            type="string",
+            enum=[level.value for level in VerifyLevel],
+            values_display={
+                VerifyLevel.FULL.value: "full: read every byte back from the NAS",
+                VerifyLevel.STRUCTURE.value: "structure: do not read it back; recorded as not verified",
+            },
+            title="Verify",
+            description="What has to hold before the backup is recorded.",
             section="More",
         ),
     }

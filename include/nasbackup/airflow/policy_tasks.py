@@ -77,8 +77,7 @@ def _conf(vm: SeenVm, *, policy: Policy, repository: str, mode: str) -> Payload:
         "host": vm.host,
         "repository": repository,
         "mode": mode,
-        "quiesce": policy.quiesce.value,
-        "allow_encrypted": policy.allow_encrypted,
+        **policy.params(),
     }
 
 

@@ -12,6 +12,7 @@ from nasbackup.catalog.database import Cursor
 from nasbackup.catalog.rows import INSERT_AND_SELECT, INSERT_VOLUMES, SELECT, as_backup, decided, fetch
 from nasbackup.catalog.vms import ACTIVE_CHECKPOINT
 from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
+from nasbackup.handling import Compression
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
 
 _LINE = """
@@ -187,7 +188,7 @@ def void_attempts(cursor: Cursor, *, backup_id: int) -> None:
     cursor.execute(
         """
         UPDATE backup_volume SET attempt = NULL, digest = NULL, bytes_read = NULL, bytes_written = NULL,
-               copy_seconds = NULL, verified_at = NULL
+               copy_seconds = NULL, verified_at = NULL, checked_at = NULL
          WHERE backup_id = %s
         """,
         (backup_id,),
@@ -200,7 +201,7 @@ def claim_attempt(cursor: Cursor, *, backup_id: int, volume: str, attempt: str) 
         """
         UPDATE backup_volume v
            SET attempt = %s, digest = NULL, bytes_read = NULL, bytes_written = NULL, copy_seconds = NULL,
-               verified_at = NULL
+               verified_at = NULL, checked_at = NULL
           FROM backup b
          WHERE b.backup_id = v.backup_id AND b.status = 'BackingUp' AND v.backup_id = %s AND v.name = %s
         """,
@@ -219,24 +220,30 @@ def set_copied(
     bytes_written: int,
     digest: str,
     seconds: float,
+    compression: Compression = Compression.NONE,
 ) -> None:
     """Note what the attempt read and wrote. Raises AttemptSuperseded when a newer attempt has claimed the volume."""
     cursor.execute(
         """
-        UPDATE backup_volume SET bytes_read = %s, bytes_written = %s, digest = %s, copy_seconds = %s
+        UPDATE backup_volume SET bytes_read = %s, bytes_written = %s, digest = %s, copy_seconds = %s,
+               compression = %s
          WHERE backup_id = %s AND name = %s AND attempt = %s
         """,
-        (bytes_read, bytes_written, digest, seconds, backup_id, volume, attempt),
+        (bytes_read, bytes_written, digest, seconds, compression, backup_id, volume, attempt),
     )
     if cursor.rowcount == 0:
         raise AttemptSuperseded(attempt=attempt, volume=volume)
 
 
-def set_verified(cursor: Cursor, *, backup_id: int, volume: str, attempt: str) -> None:
-    """Note that this attempt was read back and is what was copied."""
+def set_verified(cursor: Cursor, *, backup_id: int, volume: str, attempt: str, read_back: bool = True) -> None:
+    """Note that this attempt is sound; ``read_back``: that every byte of it was read, and is what was copied."""
     cursor.execute(
-        "UPDATE backup_volume SET verified_at = clock_timestamp() WHERE backup_id = %s AND name = %s AND attempt = %s",
-        (backup_id, volume, attempt),
+        """
+        UPDATE backup_volume
+           SET checked_at = clock_timestamp(), verified_at = CASE WHEN %s THEN clock_timestamp() END
+         WHERE backup_id = %s AND name = %s AND attempt = %s
+        """,
+        (read_back, backup_id, volume, attempt),
     )
     if cursor.rowcount == 0:
         raise AttemptSuperseded(attempt=attempt, volume=volume)

@@ -35,10 +35,11 @@ def insert_recorded(cursor: Cursor, *, backup: Backup, parent_id: int | None) ->
         cursor.execute(
             """
             INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
-                                       reason, backing, bytes_read, bytes_written, digest, verified_at)
+                                       reason, backing, bytes_read, bytes_written, digest, verified_at,
+                                       checked_at, compression)
             VALUES (%(backup_id)s, %(ordinal)s, %(name)s, %(source)s, %(target)s, %(format)s, %(file)s,
                     %(virtual_size)s, %(type)s, %(reason)s, %(backing)s, %(bytes_read)s, %(bytes_written)s, %(digest)s,
-                    %(verified_at)s)
+                    %(verified_at)s, %(checked_at)s, %(compression)s)
             """,
             {**asdict(volume), "backup_id": row["backup_id"], "ordinal": ordinal},
         )

@@ -10,6 +10,7 @@ from typing import Any
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
+from nasbackup.handling import Compression
 from nasbackup.model import (
     Backup,
     BackupStatus,
@@ -51,9 +52,15 @@ def _volume(row: Mapping[str, Any]) -> BackupVolume:
             **{key: value for key, value in row.items() if key not in ("backup_id", "ordinal")},
             "type": BackupType(row["type"]),
             "reason": VolumeReason(row["reason"]),
-            "verified_at": datetime.fromisoformat(row["verified_at"]) if row["verified_at"] else None,
+            "verified_at": _time(row["verified_at"]),
+            "checked_at": _time(row.get("checked_at")),
+            "compression": Compression(row.get("compression") or Compression.NONE),
         }
     )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def as_backup(row: Mapping[str, Any]) -> Backup:

@@ -30,13 +30,17 @@ _FACTS = """
            ) held ON true
       LEFT JOIN LATERAL (
            WITH RECURSIVE line AS (
-               (SELECT backup_id, parent_id FROM backup WHERE vm_id = vm.vm_id AND status = 'BackedUp'
-                 ORDER BY created_at DESC LIMIT 1)
+               SELECT b.parent_id, v.source, v.type, v.verified_at
+                 FROM (SELECT backup_id, parent_id FROM backup WHERE vm_id = vm.vm_id AND status = 'BackedUp'
+                        ORDER BY created_at DESC LIMIT 1) b
+                 JOIN backup_volume v USING (backup_id)
                 UNION ALL
-               SELECT p.backup_id, p.parent_id FROM backup p JOIN line ON p.backup_id = line.parent_id
+               SELECT p.parent_id, v.source, v.type, v.verified_at
+                 FROM line JOIN backup p ON p.backup_id = line.parent_id
+                 JOIN backup_volume v ON v.backup_id = p.backup_id AND v.source = line.source
+                WHERE line.type = 'INCREMENTAL'
            )
-           SELECT CASE WHEN count(*) = count(v.verified_at) THEN min(v.verified_at) END AS verified_at
-             FROM line JOIN backup_volume v USING (backup_id)
+           SELECT CASE WHEN count(*) = count(verified_at) THEN min(verified_at) END AS verified_at FROM line
            ) layers ON true
       LEFT JOIN LATERAL (
            SELECT max(finished_at) AS drilled_at FROM drill WHERE vm_id = vm.vm_id AND result = 'ok'

@@ -69,7 +69,10 @@ def show(*, place: Place, backup: str, as_json: bool) -> None:
 @json_option
 @with_place
 def verify(*, place: Place, backup: str, as_json: bool) -> None:
-    """Read every layer of the backup's chain back from the NAS and compare it with its recorded digest."""
+    """Read every layer of the backup's chain back from the NAS and compare it with its recorded digest.
+
+    The catalog notes which layers were read back, so that an alert that says they were not is closed.
+    """
     located = place.locate(backup)
     checked = []
     with output.following() as follow:
@@ -79,6 +82,7 @@ def verify(*, place: Place, backup: str, as_json: bool) -> None:
                 layers,
                 on_layer=lambda layer: functools.partial(follow, f"verifying {layer.backup}/{layer.file.name}"),
             )
+            place.note_read_back(layers)
             checked.append({"volume": volume.name, "layers": [str(layer.file) for layer in layers]})
     by_digest = all(volume.digest is not None for volume in located.backup.volumes)
     output.show_verified(backup, checked=checked, by_digest=by_digest, as_json=as_json)

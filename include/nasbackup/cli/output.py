@@ -108,7 +108,7 @@ def show_one(listing: Listing, *, as_json: bool) -> None:
     volumes = document.pop("volumes")
     show_facts({key: value for key, value in document.items() if value not in (None, [])}, as_json=False)
     table = Table(box=None, header_style="bold")
-    for heading in ("VOLUME", "TYPE", "REASON", "FILE"):
+    for heading in ("VOLUME", "TYPE", "REASON", "COMPRESSION", "FILE"):
         table.add_column(heading, overflow="fold")
     for heading in ("VIRTUAL SIZE", "READ", "WRITTEN"):
         table.add_column(heading, justify="right")
@@ -119,6 +119,7 @@ def show_one(listing: Listing, *, as_json: bool) -> None:
             volume["name"],
             volume["type"],
             volume["reason"],
+            volume["compression"],
             Path(volume["file"]).name,
             *("" if size is None else decimal(size) for size in sizes),
         )
@@ -214,6 +215,7 @@ def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
         "bytes_read": volume.bytes_read,
         "bytes_written": volume.bytes_written,
         "digest": volume.digest,
+        "compression": volume.compression.value,
     }
 
 

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import click
 
-from nasbackup.catalog import Database, backups, deletions, repositories, restores
+from nasbackup.catalog import Database, backups, deletions, read_back, repositories, restores
 from nasbackup.cli.options import database_or_refuse, holder
 from nasbackup.errors import NotARepository
 from nasbackup.model import Backup, BackupStatus, Repository, RepositoryType
 from nasbackup.nas.repository import read_name
 from nasbackup.nas.shelf import Shelf, read_shelf
 from nasbackup.restore.image import Follow, Located, locate
+from nasbackup.restore.verification import Layer
 from nasbackup.steps.lease import SharedLease
 from nasbackup.steps.reading import Protection, protected
 
@@ -45,6 +46,9 @@ class Place(Protocol):
 
     def reading(self, located: Located, follow: Follow) -> Any:
         """A block in which nobody deletes a layer; yields what to call with progress."""
+
+    def note_read_back(self, layers: Sequence[Layer]) -> None:
+        """These were compared with their digests, and are what was copied."""
 
     def protecting(self, located: Located, what: str) -> Any:
         """The same for hours: the VM is backed up meanwhile. Yields a ``Protection``."""
@@ -90,6 +94,11 @@ class InCatalog:
         finally:
             lease.leave()
 
+    def note_read_back(self, layers: Sequence[Layer]) -> None:
+        found = [(layer.backup, layer.volume.name, layer.volume.digest) for layer in layers]
+        with self.database.transaction() as cursor:
+            read_back.note(cursor, layers=[(backup, name, digest) for backup, name, digest in found if digest])
+
     def protecting(self, located: Located, what: str) -> AbstractContextManager[Protection]:
         return protected(self.database, external_id=located.backup.external_id, reader=holder(what))
 
@@ -129,6 +138,9 @@ class OnShelf:
     @contextmanager
     def reading(self, located: Located, follow: Follow) -> Iterator[Follow]:
         yield follow  # there is no catalog, so there is nobody to keep away
+
+    def note_read_back(self, layers: Sequence[Layer]) -> None:
+        """There is nowhere to note it: a manifest is never changed."""
 
     @contextmanager
     def protecting(self, located: Located, what: str) -> Iterator[Protection]:

@@ -10,7 +10,8 @@ from nasbackup.errors import ParamInvalid
 from nasbackup.fleet.blackout import Blackout, open_at
 from nasbackup.fleet.document import Document, Path_
 from nasbackup.fleet.policy import Fleet, Policy, Rpo, Selector, Zone
-from nasbackup.fleet.units import duration
+from nasbackup.fleet.units import duration, rate
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Quiesce
 from nasbackup.retention.capacity import Thresholds
 from nasbackup.retention.rules import Guard, RetentionRules, Span, Unprotected
@@ -118,6 +119,9 @@ class _Policy:
             retention=RetentionRules.from_document(content.get("retention", {})),
             quiesce=Quiesce(content.get("quiesce", Quiesce.OFF)),
             allow_encrypted=content.get("allow_encrypted", False),
+            compression=Compression(content.get("compression", Compression.NONE)),
+            bandwidth=self._each("bandwidth", content["bandwidth"], rate) if "bandwidth" in content else None,
+            verify_level=VerifyLevel(content.get("verify", {}).get("level", VerifyLevel.FULL)),
             verify_every=self._duration("verify", "every"),
             drill_every=self._duration("drill", "every"),
         )

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from typing import Any
 
 from nasbackup.errors import UnknownHost, UnknownPolicy
 from nasbackup.fleet.blackout import Blackout, open_at
+from nasbackup.fleet.units import speed
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Quiesce
 from nasbackup.retention.capacity import Thresholds
 from nasbackup.retention.rules import Guard, RetentionRules, Unprotected
@@ -81,9 +84,23 @@ class Policy:
     retention: RetentionRules = field(default_factory=RetentionRules)
     quiesce: Quiesce = Quiesce.OFF
     allow_encrypted: bool = False
+    compression: Compression = Compression.NONE
+    bandwidth: int | None = None
+    """Bytes a second of each volume; None: no limit."""
+    verify_level: VerifyLevel = VerifyLevel.FULL
     verify_every: timedelta | None = None
     """How long ago the layers of the newest backup may have been read back."""
     drill_every: timedelta | None = None
+
+    def params(self) -> dict[str, Any]:
+        """How a backup of one of its VMs is made, as the form of ``nas_backup`` takes it."""
+        return {
+            "quiesce": self.quiesce.value,
+            "allow_encrypted": self.allow_encrypted,
+            "compression": self.compression.value,
+            "bandwidth": None if self.bandwidth is None else speed(self.bandwidth),
+            "verify": self.verify_level.value,
+        }
 
     def opens(self, now: datetime) -> datetime:
         """When a backup may be begun: ``now``, or the end of the blackout window that it is in."""

@@ -25,6 +25,16 @@ def rate(text: str) -> int:
     return int(match[1]) << {"KiB": 10, "MiB": 20, "GiB": 30}[match[2]]
 
 
+def speed(bytes_per_second: int) -> str:
+    """What ``rate`` reads as this; it has to be whole KiB, as whatever ``rate`` gives is."""
+    unit = next(
+        (shift, name)
+        for shift, name in ((30, "GiB"), (20, "MiB"), (10, "KiB"))
+        if bytes_per_second % (1 << shift) == 0 or shift == 10
+    )
+    return f"{bytes_per_second >> unit[0]} {unit[1]}/s"
+
+
 def words(span: timedelta) -> str:
     """As people say it, in the two largest units that count: ``1 day 2 hours``, ``40 minutes``, ``12 seconds``."""
     left = max(0, int(span.total_seconds()))

@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 
 from nasbackup.errors import ManifestInvalid
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.layout import MANIFEST
 from nasbackup.machine import SavedState
 from nasbackup.model import Backup
@@ -28,10 +29,14 @@ def build(
     *,
     repository_uuid: str,
     recorded_at: str,
+    level: VerifyLevel = VerifyLevel.FULL,
     state: Sequence[SavedState] = (),
     state_missing: Sequence[str] = (),
 ) -> bytes:
-    """The manifest of a backup that is about to be published. ``recorded_at`` is ISO 8601 with an offset."""
+    """The manifest of a backup that is about to be published. ``recorded_at`` is ISO 8601 with an offset.
+
+    What is as it always was has no key: then versions that know no other take the manifest as well.
+    """
     document: dict[str, Any] = {
         "version": VERSION,
         "external_id": backup.external_id,
@@ -63,10 +68,13 @@ def build(
                 "digest": volume.digest,
                 "bytes_read": volume.bytes_read,
                 "bytes_written": volume.bytes_written,
+                **({} if volume.compression is Compression.NONE else {"compression": volume.compression}),
             }
             for volume in backup.volumes
         ],
     }
+    if level is not VerifyLevel.FULL:
+        document["verify"] = level
     if state:
         document["state"] = [asdict(entry) for entry in state]
     if state_missing:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nasbackup import layout
 from nasbackup.errors import BackupNotFound, ImageRefused, ManifestInvalid
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import (
     Backup,
     BackupStatus,
@@ -168,12 +169,15 @@ def _backup(document: Mapping[str, Any], *, repository: Repository, directory: P
         consistency=Consistency(document["consistency"]) if document["consistency"] else None,
         recorded_at=published,
         size=size_on_disk(directory),
-        volumes=tuple(_volume(volume, verified_at=published) for volume in document["volumes"]),
+        volumes=tuple(
+            _volume(volume, checked_at=published, level=VerifyLevel(document.get("verify", VerifyLevel.FULL)))
+            for volume in document["volumes"]
+        ),
     )
 
 
-def _volume(document: Mapping[str, Any], *, verified_at: datetime) -> BackupVolume:
-    """Nothing is published that was not verified."""
+def _volume(document: Mapping[str, Any], *, checked_at: datetime, level: VerifyLevel) -> BackupVolume:
+    """Nothing is published that did not pass what its level asks for."""
     return BackupVolume(
         name=document["name"],
         source=document["source"],
@@ -187,5 +191,7 @@ def _volume(document: Mapping[str, Any], *, verified_at: datetime) -> BackupVolu
         bytes_read=document["bytes_read"],
         bytes_written=document["bytes_written"],
         digest=document["digest"],
-        verified_at=verified_at,
+        verified_at=checked_at if level is VerifyLevel.FULL else None,
+        checked_at=checked_at,
+        compression=Compression(document.get("compression", Compression.NONE)),
     )

@@ -13,6 +13,7 @@ from nasbackup.hypervisor import connect, job, scratch
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import Follower, watched
+from nasbackup.steps.request import request_of
 from nasbackup.steps.source import source_of
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 from nasbackup.transfer.copy import copy_layer
@@ -32,6 +33,7 @@ def copy(
     """
     backup = site.load(ticket)
     plan = volume_of(backup, name=volume)
+    request = request_of(backup)
     source = source_of(site, backup=backup, volume=plan)
     source.require()
     attempt = uuid.uuid4().hex[:12]
@@ -76,6 +78,8 @@ def copy(
                 backing=plan.backing,
                 virtual_size=plan.virtual_size,
                 dirty_bitmap=bitmap,
+                compression=request.compression,
+                bandwidth=request.bandwidth,
                 on_progress=follow,
                 progress_every=PROGRESS_SECONDS,
             )
@@ -100,6 +104,7 @@ def copy(
             bytes_written=done.bytes_written,
             digest=done.digest,
             seconds=done.seconds,
+            compression=request.compression,
         )
         reports.finished(cursor, backup_id=backup.backup_id, volume=volume)
         return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)

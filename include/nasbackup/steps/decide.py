@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from nasbackup import chain, layout
 from nasbackup.catalog import Cursor, backups, history, leases, vms
 from nasbackup.errors import NasError
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
-from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Mode, Quiesce, Vm
+from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Vm
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.settings import Settings
 from nasbackup.steps.discard import discard
 from nasbackup.steps.observe import chain_state, observe_vm
+from nasbackup.steps.request import as_document, request_of, settings_of
 from nasbackup.steps.room import require_room
 from nasbackup.steps.ticket import BackupRequest, Site, Ticket
 
@@ -60,7 +59,7 @@ def decide_chain(
 
 def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: Backup) -> Backup:
     """Make the decision anew, before anything was begun: the VM was started or stopped since."""
-    request, settings = _from_document(backup)
+    request, settings = request_of(backup), settings_of(backup)
     vm = observe_vm(hypervisor, request=request)
     decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=backup.created_at)
     with site.database.transaction() as cursor:
@@ -133,7 +132,7 @@ def _announce(
             vm_uuid=vm.uuid,
             host=site.host.name,
             repository=site.repository.name,
-            request=_as_document(request, settings=settings),
+            request=as_document(request, settings=settings),
             run_id=run_id,
             lease_token=lease.token,
             created_at=when,
@@ -162,22 +161,6 @@ def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, existing: frozenset[s
     ):
         when += timedelta(seconds=1)
     return when
-
-
-def _as_document(request: BackupRequest, *, settings: Settings) -> dict[str, Any]:
-    return {"request": asdict(request), "settings": asdict(settings)}
-
-
-def _from_document(backup: Backup) -> tuple[BackupRequest, Settings]:
-    asked = dict(backup.request["request"])
-    request = BackupRequest(
-        vm=asked["vm"],
-        mode=Mode(asked["mode"]),
-        quiesce=Quiesce(asked["quiesce"]),
-        exclude_volumes=tuple(asked["exclude_volumes"]),
-        allow_encrypted=asked["allow_encrypted"],
-    )
-    return request, Settings(**backup.request["settings"])
 
 
 def _ticket(backup: Backup, *, lease: Lease) -> Ticket:

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 
 from nasbackup.catalog import backups, leases
 from nasbackup.errors import BackupNotOpen, VerifyFailed
+from nasbackup.handling import VerifyLevel
 from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import manifest, publish, state
 from nasbackup.nas.watchdog import watched
+from nasbackup.steps.request import verify_level
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 
 
@@ -16,7 +18,7 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
     """Publish, then in one transaction: BackedUp, size, and the active checkpoint becomes this backup's.
 
     A second call finishes what the first began, or finds it done. Raises VerifyFailed unless every volume was
-    verified, LeaseLost, NasIo, RepositoryFull.
+    verified (at the level that the run was asked for), LeaseLost, NasIo, RepositoryFull.
     """
     try:
         backup = site.load(ticket)
@@ -26,8 +28,10 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
         with site.database.transaction() as cursor:
             return backups.get(cursor, backup_id=ticket.backup_id)
     attempts = {volume.file: volume.attempt for volume in backup.volumes if volume.attempt is not None}
+    level = verify_level(backup)
     for volume in backup.volumes:
-        if volume.verified_at is None or volume.attempt is None:
+        passed = volume.verified_at if level is VerifyLevel.FULL else volume.checked_at
+        if passed is None or volume.attempt is None or volume.digest is None:
             raise VerifyFailed(file=volume.file, problem="was not verified; the backup is not recorded")
     root = site.root()
     site.renew(ticket)
@@ -45,6 +49,7 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
         others=state.names(saved),
         manifest=manifest.build(
             backup,
+            level=level,
             repository_uuid=site.repository_uuid(),
             recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             state=saved,

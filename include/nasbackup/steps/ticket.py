@@ -8,6 +8,7 @@ from pathlib import Path
 from nasbackup import layout
 from nasbackup.catalog import Database, backups, leases, repositories
 from nasbackup.errors import BackupNotOpen
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.hypervisor.job import JobName
 from nasbackup.model import Backup, BackupStatus, Host, Mode, Quiesce, Repository
 from nasbackup.nas.repository import open_root
@@ -24,6 +25,10 @@ class BackupRequest:
     exclude_volumes: tuple[str, ...] = ()
     allow_encrypted: bool = False
     """Back up encrypted volumes too, although what goes to the NAS is their plain content."""
+    compression: Compression = Compression.NONE
+    bandwidth: int | None = None
+    """Bytes a second that the copy, and the reading back, of each volume reads at most; None: no limit."""
+    verify: VerifyLevel = VerifyLevel.FULL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""verify: read a volume back from the NAS; it must be what was copied."""
+"""verify: read a volume back from the NAS; it must be what was copied. Level structure: all but the reading."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from nasbackup import layout, qcow2
 from nasbackup.catalog import backups, leases
 from nasbackup.errors import ImageRefused, VerifyFailed
+from nasbackup.handling import VerifyLevel
 from nasbackup.model import BackupType, BackupVolume
 from nasbackup.nas.watchdog import Follower, watched
 from nasbackup.steps.copy import PROGRESS_SECONDS, volume_of
+from nasbackup.steps.request import request_of
 from nasbackup.steps.ticket import Site, Ticket, partial_path
 from nasbackup.transfer.pump import Progress
 from nasbackup.transfer.readback import check_image, image_info, read_layer
@@ -21,6 +23,7 @@ def verify(
 ) -> BackupVolume:
     """Compare digest, size and backing link of the attempt that the catalog names with what is on the NAS.
 
+    Level structure leaves the digest to a later `nasbackup verify`: the volume is checked then, and not verified.
     Raises VerifyFailed (the file is not what was copied), LeaseLost, AttemptSuperseded.
     """
     backup = site.load(ticket)
@@ -37,11 +40,16 @@ def verify(
         if on_progress:
             on_progress(progress)
 
+    request = request_of(backup)
+    read_back = request.verify is VerifyLevel.FULL
     watched(site.repository, f"checking {volume}", check_structure, file, volume=copied)
-    check_content(file, volume=copied, on_progress=follow)
+    if read_back:
+        check_content(file, volume=copied, bandwidth=request.bandwidth, on_progress=follow)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
-        backups.set_verified(cursor, backup_id=backup.backup_id, volume=volume, attempt=copied.attempt)
+        backups.set_verified(
+            cursor, backup_id=backup.backup_id, volume=volume, attempt=copied.attempt, read_back=read_back
+        )
         return volume_of(backups.get(cursor, backup_id=backup.backup_id), name=volume)
 
 
@@ -61,7 +69,13 @@ def check_structure(file: Path, *, volume: BackupVolume) -> None:
         raise VerifyFailed(file=file, problem=f"its backing file is {info.backing!r}, not {volume.backing!r}")
 
 
-def check_content(file: Path, *, volume: BackupVolume, on_progress: Callable[[Progress], None] | None = None) -> None:
+def check_content(
+    file: Path,
+    *,
+    volume: BackupVolume,
+    bandwidth: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> None:
     """The same of every byte. Without a recorded digest (an imported backup) it is enough that each can be read.
 
     Raises VerifyFailed.
@@ -69,6 +83,7 @@ def check_content(file: Path, *, volume: BackupVolume, on_progress: Callable[[Pr
     found = read_layer(
         file=file,
         incremental=volume.type is BackupType.INCREMENTAL,
+        bandwidth=bandwidth,
         on_progress=on_progress,
         progress_every=PROGRESS_SECONDS,
     )

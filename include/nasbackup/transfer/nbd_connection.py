@@ -36,6 +36,10 @@ class Interrupt:
     def triggered(self) -> bool:
         return self._triggered.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is triggered: then True."""
+        return self._triggered.wait(seconds)
+
     def trigger(self) -> None:
         with self._lock:
             self._triggered.set()

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from nasbackup.transfer.crew import Crew
 from nasbackup.transfer.digest import LayerDigest
 from nasbackup.transfer.extents import Piece, plan_pieces
+from nasbackup.transfer.limiter import Limiter
 from nasbackup.transfer.nbd_source import Export, Source
 from nasbackup.transfer.qcow2_target import Target
 
@@ -58,13 +59,16 @@ class Pump:
         virtual_size: int,
         on_progress: Callable[[Progress], None] | None,
         progress_every: float,
+        bandwidth: int | None = None,
     ) -> None:
+        """``bandwidth``: bytes of data a second that all connections together read at most; None: no limit."""
         self._export = export
         self._incremental = export.present_context is not None
         self._virtual_size = virtual_size
         self._on_progress = on_progress
         self._started = time.monotonic()
         self._lock = threading.Lock()
+        self._limiter = Limiter(rate=bandwidth) if bandwidth is not None else None
         self._digest = LayerDigest(virtual_size=virtual_size, incremental=self._incremental)
         self._read = self._zero = self._total = 0
         self._phase = "survey"
@@ -145,8 +149,11 @@ class Pump:
         return _sha256_of_zeroes(piece.length) if self._incremental else None
 
     def _next_piece(self) -> Piece | None:
+        """When it is its turn; None: there is no more, or all was called off."""
         with self._lock:
-            return None if self.crew.interrupt.triggered else next(self._pieces, None)
+            piece = None if self.crew.interrupt.triggered else next(self._pieces, None)
+            wait = self._limiter.take(piece.data_bytes) if self._limiter and piece else 0.0
+        return None if wait and self.crew.interrupt.wait(wait) else piece
 
     def _count(self, piece: Piece, content_sha256: bytes | None) -> None:
         data = piece.data_bytes

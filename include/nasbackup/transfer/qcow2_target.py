@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from nasbackup.errors import NasBackupError, TargetExists, TargetFull, ToolFailed, WriteFailed
+from nasbackup.handling import Compression
 from nasbackup.tools import NO_SPACE, QUOTA, node, run_tool
 from nasbackup.transfer.extents import CLUSTER, Piece, cluster_runs
 from nasbackup.transfer.nbd_connection import Interrupt, NbdConnection, NbdError
@@ -31,8 +32,10 @@ def claim(path: Path) -> None:
         raise write_error(path, 0, error, needs=0) from error
 
 
-def create_layer(*, target: Path, virtual_size: int, backing: str | None) -> None:
-    """Create an empty qcow2 layer of ``virtual_size`` bytes.
+def create_layer(
+    *, target: Path, virtual_size: int, backing: str | None, compression: Compression = Compression.NONE
+) -> None:
+    """Create an empty qcow2 layer of ``virtual_size`` bytes (see ``writable_size``).
 
     ``backing`` is stored as it is, relative to the target's directory, so that the chain can be moved as a whole.
     Raises TargetExists, TargetFull, ToolFailed (among others: no such backing file), ValueError for a backing
@@ -44,29 +47,54 @@ def create_layer(*, target: Path, virtual_size: int, backing: str | None) -> Non
     # A format is always stated (-f, -F): probing would let the guest's first sector choose it.
     link = [] if backing is None else ["-b", backing, "-F", "qcow2"]
     options = f"compat=1.1,cluster_size={CLUSTER},lazy_refcounts=off"
+    if compression is not Compression.NONE:
+        options += f",compression_type={compression}"
+    size = writable_size(virtual_size, compression=compression)
     name = str(target.absolute())  # absolute: then neither "-" nor "protocol:" can start it
     try:
-        run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *link, "--", name, str(virtual_size))
+        run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *link, "--", name, str(size))
     except ToolFailed as error:
         target.unlink(missing_ok=True)  # nothing is in it yet
         raise tool_error(error, target, needs=CLUSTER) from error
 
 
-def layer_node(path: Path) -> str:
+def writable_size(virtual_size: int, *, compression: Compression) -> int:
+    """The size that the layer has while it is written: QEMU compresses whole clusters only, also at the disk's end."""
+    return virtual_size if compression is Compression.NONE else -(-virtual_size // CLUSTER) * CLUSTER
+
+
+def set_size(path: Path, virtual_size: int) -> None:
+    """Cut what was only there to fill the last cluster. Raises TargetFull, ToolFailed."""
+    try:
+        run_tool("qemu-img", "resize", "-q", "--shrink", "--", layer_node(path), str(virtual_size))
+    except ToolFailed as error:
+        raise tool_error(error, path, needs=0) from error
+
+
+def layer_node(path: Path, *, compressed: bool = False) -> str:
     """The layer alone, without its chain: what is absent in it then neither costs a read nor fills a gap.
 
-    Pieces consist of whole clusters, so that QEMU never needs the parent to complete one.
+    Pieces consist of whole clusters, so that QEMU never needs the parent to complete one. ``compressed``: what is
+    written is; reading needs no word about it.
     """
-    return node(path, "qcow2", backing=None)
+    return node(path, "qcow2", above="compress" if compressed else None, backing=None)
 
 
 class Target:
     """One connection to the qemu-nbd that holds the layer open for writing."""
 
     def __init__(
-        self, server: QemuNbd, path: Path, *, incremental: bool, interrupt: Interrupt, remaining: Callable[[], int]
+        self,
+        server: QemuNbd,
+        path: Path,
+        *,
+        incremental: bool,
+        compressed: bool,
+        interrupt: Interrupt,
+        remaining: Callable[[], int],
     ) -> None:
         """``remaining``: how many bytes are still to come, for the operator who has to find the space."""
+        self._unit = CLUSTER if compressed else 1
         self._server = server
         self._path = path
         self._incremental = incremental
@@ -90,24 +118,31 @@ class Target:
         In an incremental layer zeroes are written as zero clusters, which hide the parent's data. In a full one
         there is nothing to hide: they stay holes.
         """
-        handle = self._connection.handle
         try:
             if content is None:
-                if self._incremental:
-                    handle.zero(piece.length, piece.offset)
+                self._zero(piece.length, piece.offset)
                 return
             runs = cluster_runs(piece)
             if len(runs) == 1:
-                handle.pwrite(content, piece.offset)
+                self._pwrite(content, piece.offset)
                 return
             for run in runs:
                 start = run.offset - piece.offset
-                if not run.zero:
-                    handle.pwrite(content[start : start + run.length], run.offset)
-                elif self._incremental:
-                    handle.zero(run.length, run.offset)
+                if run.zero:
+                    self._zero(run.length, run.offset)
+                else:
+                    self._pwrite(content[start : start + run.length], run.offset)
         except NbdError as error:
             raise self._failed(piece.offset, error) from error
+
+    def _pwrite(self, content: bytes | bytearray, offset: int) -> None:
+        """A compressed cluster is written whole and once: the one at the disk's end is filled up."""
+        missing = -len(content) % self._unit
+        self._connection.handle.pwrite(content + bytes(missing) if missing else content, offset)
+
+    def _zero(self, length: int, offset: int) -> None:
+        if self._incremental:
+            self._connection.handle.zero(length + -length % self._unit, offset)
 
     def flush(self) -> None:
         """Everything written through any connection is on stable storage when this returns."""

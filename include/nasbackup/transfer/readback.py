@@ -32,6 +32,7 @@ def read_layer(
     *,
     file: Path,
     incremental: bool,
+    bandwidth: int | None = None,
     connections: int = 4,
     on_progress: Callable[[Progress], None] | None = None,
     progress_every: float = 2.0,
@@ -39,13 +40,20 @@ def read_layer(
     """Read what this one layer holds and compute its digest; its parents aren't opened.
 
     ``incremental`` False: whole chunks, where absent and zero are the same. True: the clusters that are present.
-    The digest equals that of ``copy_layer`` if and only if the file holds what was copied. Progress as there.
+    The digest equals that of ``copy_layer`` if and only if the file holds what was copied. Progress and bandwidth as
+    there.
     Raises ReadFailed, ToolFailed (the file can't be opened), and what ``on_progress`` raises.
     """
     virtual_size = image_info(file).virtual_size
     with QemuNbd(layer_node(file), clients=connections + 1, read_only=True, allocation_depth=incremental) as server:
         export = Export(server.uri, str(file), ALLOCATION_DEPTH if incremental else None)
-        pump = Pump(export=export, virtual_size=virtual_size, on_progress=on_progress, progress_every=progress_every)
+        pump = Pump(
+            export=export,
+            virtual_size=virtual_size,
+            on_progress=on_progress,
+            progress_every=progress_every,
+            bandwidth=bandwidth,
+        )
         pump.crew.run_apart(partial(drop_page_cache, file))
         pump.crew.run(lambda: server.wait_ready(pump.crew.interrupt))
         pump.run(connections=connections)

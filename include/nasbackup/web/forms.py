@@ -65,7 +65,7 @@ def _from_policy(page: Page, row: fleet.Row) -> dict[str, Any]:
         repository = known.repository_of(policy, host=row.host)
     except UnknownHost:
         return {}
-    return {"repository": repository, "quiesce": policy.quiesce.value, "allow_encrypted": policy.allow_encrypted}
+    return {"repository": repository, **policy.params()}
 
 
 def _vm(cursor: Cursor, uuid: str) -> fleet.Row:

@@ -22,6 +22,7 @@ class Copy:
     type: BackupType
     virtual_size: int
     copied: bool
+    checked: bool
     verified: bool
     bytes_read: int | None
     copy_seconds: float | None
@@ -81,7 +82,8 @@ def running(cursor: Cursor) -> list[RunningBackup]:
         SELECT b.backup_id, b.external_id, vm.name AS vm, vm.uuid::text AS vm_uuid, b.host, r.name AS repository,
                b.type AS backup_type, b.explanation, b.created_at, b.run_id,
                EXISTS (SELECT 1 FROM lease WHERE vm_id = b.vm_id AND expires_at > clock_timestamp()) AS held,
-               v.name, v.type, v.virtual_size, v.digest IS NOT NULL AS copied, v.verified_at IS NOT NULL AS verified,
+               v.name, v.type, v.virtual_size, v.digest IS NOT NULL AS copied,
+               v.checked_at IS NOT NULL AS checked, v.verified_at IS NOT NULL AS verified,
                v.bytes_read, v.copy_seconds, p.phase, p.done, p.total, p.seconds, p.reported_at
           FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
           JOIN backup_volume v USING (backup_id)
