@@ -191,7 +191,7 @@ def test_the_vms_name_is_enough(nas_backup: Any) -> None:
 
 
 def test_every_choice_that_is_offered_is_accepted(nas_backup: Any) -> None:
-    for name in ("host", "repository", "mode", "quiesce"):
+    for name in ("host", "repository", "mode", "quiesce", "compression", "verify"):
         for value in nas_backup.params.get_param(name).schema["enum"]:
             assert filled(nas_backup, vm="vm", **{name: value})[name] == value
     assert filled(nas_backup, vm="vm", exclude_volumes=["vdb", "/images/x"])["exclude_volumes"] == ["vdb", "/images/x"]
@@ -219,6 +219,15 @@ def test_a_run_without_a_vm_is_refused(nas_backup: Any) -> None:
         ("mode", None),
         ("quiesce", "yes"),
         ("quiesce", True),
+        ("compression", "lz4"),
+        ("compression", None),
+        ("bandwidth", 200),
+        ("bandwidth", ""),
+        ("bandwidth", "0 MiB/s"),
+        ("bandwidth", "200 MB/s"),
+        ("bandwidth", "200 MiB/s\n"),
+        ("verify", "none"),
+        ("verify", None),
         ("exclude_volumes", "vdb"),
         ("exclude_volumes", [""]),
         ("exclude_volumes", [1]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 import time_machine
-from nasbackup.airflow import pools
-from nasbackup.fleet import ENVIRONMENT
+from nasbackup.airflow import backup_tasks, policy_tasks, pools
+from nasbackup.airflow.forms import require_known_keys
+from nasbackup.fleet import ENVIRONMENT, load
+from nasbackup.model import SeenVm, VmState
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
@@ -66,6 +70,40 @@ def test_the_schedule_is_that_of_the_walls_clock(dags: Mapping[str, Any]) -> Non
     summer = datetime(2026, 7, 1, 12, tzinfo=UTC)
     run = next_run(gold, after=summer - timedelta(days=1), now=summer)
     assert run == datetime(2026, 6, 30, 23, tzinfo=UTC)
+
+
+# --- what a policy's runs are told ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({}, {"compression": "none", "bandwidth": None, "verify": "full"}),
+        (
+            {"compression": "zstd", "bandwidth": "204800 KiB/s", "verify": {"level": "structure"}},
+            {"compression": "zstd", "bandwidth": "200 MiB/s", "verify": "structure"},
+        ),
+        ({"bandwidth": "999999 GiB/s"}, {"bandwidth": "999999 GiB/s"}),
+        ({"bandwidth": "1 KiB/s", "quiesce": "continue"}, {"bandwidth": "1 KiB/s", "quiesce": "continue"}),
+    ],
+)
+def test_what_a_policy_says_fits_the_form_of_nas_backup(
+    dags: Mapping[str, Any], tmp_path: Path, written: Mapping[str, Any], told: Mapping[str, Any]
+) -> None:
+    place = {"hosts": ["kvm_one"], "repositories": ["nas_main"]}
+    file = tmp_path / "fleet.yaml"
+    file.write_text(json.dumps({"zones": {"east": place}, "policies": {"p": {"vms": ["*"], **written}}}))
+    vm = SeenVm(name="i-2-1-VM", uuid="0" * 32, host="kvm_one", state=VmState.RUNNING)
+    conf = policy_tasks._conf(vm, policy=load(file).policy("p"), repository="nas_main", mode="auto")
+    params = dags["nas_backup"].params
+    require_known_keys(conf, form=params)
+    merged = copy.deepcopy(params)
+    merged.update(conf)
+    filled = dict(merged.validate())
+    assert {name: filled[name] for name in conf} == conf
+    assert {name: conf[name] for name in told} == told
+    as_bytes = load(file).policy("p").bandwidth
+    assert backup_tasks.bandwidth(filled["bandwidth"]) == as_bytes, "the speed arrives as it was written"
 
 
 # --- pools ----------------------------------------------------------------------------------------------------

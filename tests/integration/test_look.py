@@ -245,6 +245,24 @@ def test_the_layer_that_was_read_back_the_longest_ago_counts(catalog: Database, 
     assert kinds(look(catalog, fleet=fleet, seen={"kvm_one": [vm]}, now=NOW)) == {vm.name: {Kind.NOT_VERIFIED}}
 
 
+def test_what_the_newest_backup_is_not_made_of_needs_no_reading(catalog: Database, fleet: Fleet) -> None:
+    """A volume that is full inside an incremental stands on nothing; one that went away is of no interest."""
+    vm = seen("i-2-1-VM", metadata={TIER: "gold"})
+    two = {"/images/a": 1 << 30, "/images/b": 1 << 20, "/images/c": 1 << 20}
+    full = backed_up(catalog, vm, at=NOW - 90 * timedelta(minutes=1), verified=None, sizes=two)
+    newest = backed_up(catalog, vm, at=NOW - HOUR, parent=full, sizes={"/images/a": 1 << 30, "/images/b": 1 << 20})
+    look_now = lambda: kinds(look(catalog, fleet=fleet, seen={"kvm_one": [vm]}, now=NOW))[vm.name]  # noqa: E731
+    assert Kind.NOT_VERIFIED in look_now()
+    again = "UPDATE backup_volume SET verified_at = %s WHERE backup_id = %s AND name = '/images/a' RETURNING 1"
+    rows(catalog, again, NOW, full)
+    assert Kind.NOT_VERIFIED in look_now(), "b is built on a layer that nobody has read"
+    change = (
+        "UPDATE backup_volume SET type = 'FULL', backing = NULL WHERE backup_id = %s AND name = '/images/b' RETURNING 1"
+    )
+    rows(catalog, change, newest)
+    assert Kind.NOT_VERIFIED not in look_now()
+
+
 def test_drills_are_remembered(catalog: Database, fleet: Fleet) -> None:
     vm = seen("i-2-1-VM", metadata={TIER: "gold"})
     backup = backed_up(catalog, vm, at=NOW - HOUR)

@@ -288,7 +288,10 @@ def test_a_vm_that_is_not_there_is_not_found(catalog: Database, client: TestClie
 def test_the_prefilled_form_follows_the_policy(catalog: Database, client: TestClient) -> None:
     with reading(catalog) as cursor:
         (row,) = everything(cursor, search=f"{PREFIX}5-VM")
-    expected = {"vm": row.name, "host": "kvm_one", "repository": "nas_one", "quiesce": "off", "allow_encrypted": False}
+    expected = {
+        **{"vm": row.name, "host": "kvm_one", "repository": "nas_one", "quiesce": "off", "allow_encrypted": False},
+        **{"compression": "none", "bandwidth": None, "verify": "full"},
+    }
     text = client.get(f"/nasbackup/forms/backup?vm={row.uuid}").text
     assert f"data-conf='{json.dumps(expected, sort_keys=True)}'" in text
 

@@ -11,7 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
-PURE = ("model", "machine", "errors", "settings", "layout", "chain", "estimate", "fleet", "retention", "sla")
+PURE = (
+    "model",
+    "handling",
+    "machine",
+    "errors",
+    "settings",
+    "layout",
+    "chain",
+    "estimate",
+    "fleet",
+    "retention",
+    "sla",
+)
 OUTSIDE = {"airflow", "libvirt", "libvirt_qemu", "psycopg2", "nbd", "subprocess", "socket"}
 PROVIDERS = tuple(f"airflow.providers.{name}" for name in ("standard", "smtp", "http", "apprise"))
 LONGEST = 300
@@ -97,7 +109,11 @@ def test_pure_decisions_know_no_outside_world(file: Path) -> None:
 
 
 def test_model_and_errors_are_the_innermost() -> None:
-    assert not reaches(imports(PACKAGE / "model.py"), "nasbackup")
+    assert not reaches(imports(PACKAGE / "handling.py"), "nasbackup")
+    assert reaches(imports(PACKAGE / "model.py"), "nasbackup") <= {
+        "nasbackup.handling",
+        "nasbackup.handling.Compression",
+    }
     for file in within("errors"):
         assert reaches(imports(file), "nasbackup") == reaches(imports(file), "nasbackup.errors"), file
 

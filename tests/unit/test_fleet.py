@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from nasbackup.errors import FleetInvalid, ParamInvalid, UnknownHost, UnknownPolicy
 from nasbackup.fleet import DEFAULT_PATH, ENVIRONMENT, Fleet, Policy, Rpo, Selector, Zone, load, path, retention_rules
 from nasbackup.fleet.blackout import Blackout, open_at
-from nasbackup.fleet.units import rate, words
+from nasbackup.fleet.units import rate, speed, words
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Quiesce
 from nasbackup.retention.capacity import Thresholds
 from nasbackup.retention.rules import Guard, RetentionRules, Span, Unprotected
@@ -273,6 +274,25 @@ BAD = {
             ),
         ]
     },
+    **{
+        f"policy: {case}": (GOOD + f"policies: {{p: {{vms: ['*'], {written}}}}}", f"policies.p.{field}", problem)
+        for case, written, field, problem in [
+            (
+                "an unknown compression",
+                "compression: lz4",
+                "compression",
+                "'lz4' is not one of ['none', 'zstd', 'zlib']",
+            ),
+            ("a yes to compression", "compression: true", "compression", "True is not one of"),
+            ("a bandwidth without unit", "bandwidth: 200", "bandwidth", "200 is not of type 'string'"),
+            ("a bandwidth of bits", "bandwidth: 200 Mbit/s", "bandwidth", "write it like 200 MiB/s or 1 GiB/s"),
+            ("no bandwidth at all", "bandwidth: 0 MiB/s", "bandwidth", "write it like 200 MiB/s or 1 GiB/s"),
+            ("half a unit", "bandwidth: 1.5 GiB/s", "bandwidth", "write it like 200 MiB/s or 1 GiB/s"),
+            ("null for a bandwidth", "bandwidth: ", "bandwidth", "None is not of type 'string'"),
+            ("an unknown level", "verify: {level: none}", "verify.level", "'none' is not one of ['full', 'structure']"),
+            ("a level in place of verify", "verify: structure", "verify", "'structure' is not of type 'object'"),
+        ]
+    },
     "no slot on a host": (
         "zones: {east: {hosts: [k], repositories: [n], host_slots: 0}}",
         "zones.east.host_slots",
@@ -518,7 +538,9 @@ policies:
     slo: 99.9
     deadline: 4 hours
     quiesce: off
-    verify: {every: 30 days}
+    compression: zstd
+    bandwidth: 200 MiB/s
+    verify: {level: structure, every: 30 days}
     drill: {every: 12 weeks}
   silver: {vms: ["*"], rpo: 2 days}
 alerts:
@@ -542,9 +564,13 @@ def test_what_a_policy_promises(tmp_path: Path) -> None:
         slo=99.9,
         deadline=timedelta(hours=4),
         quiesce=Quiesce.OFF,
+        compression=Compression.ZSTD,
+        bandwidth=200 << 20,
+        verify_level=VerifyLevel.STRUCTURE,
         verify_every=timedelta(days=30),
         drill_every=timedelta(weeks=12),
     )
+    assert (silver.compression, silver.bandwidth, silver.verify_level) == (Compression.NONE, None, VerifyLevel.FULL)
     assert silver.rpo == Rpo(warn_after=timedelta(days=2), error_after=timedelta(days=2))
     assert (fleet.zones[0].host_slots, fleet.zones[0].repository_slots) == (3, 8)
     assert fleet.repository_of(gold, host="kvm_one") == "nas_spare"
@@ -587,8 +613,8 @@ def test_title_and_metadata_choose_the_policy(tmp_path: Path, title: str, tier: 
     [
         (PROMISE.replace("deadline: 4 hours", "deadline: soon"), 14),
         (PROMISE.replace('"0 13 * * 1-5"', "late"), 9),
-        (PROMISE.replace("to: [ops@example.org]", "to: [ops]"), 21),
-        (PROMISE.replace("silver: {vms: [", "silver: {vns: ["), 18),
+        (PROMISE.replace("to: [ops@example.org]", "to: [ops]"), 23),
+        (PROMISE.replace("silver: {vms: [", "silver: {vns: ["), 20),
         (PROMISE.replace("hosts: [kvm_one]", "hosts: []"), 3),
     ],
 )
@@ -644,3 +670,8 @@ def test_speeds() -> None:
     assert rate("200 MiB/s") == 200 << 20
     with pytest.raises(ValueError, match="is no speed such as"):
         rate("200 MB/s")
+
+
+@given(st.integers(1, 999_999), st.sampled_from(["KiB/s", "MiB/s", "GiB/s"]))
+def test_a_speed_is_written_as_it_is_read(count: int, unit: str) -> None:
+    assert rate(speed(rate(f"{count} {unit}"))) == rate(f"{count} {unit}")
