@@ -9,8 +9,8 @@ decide_chain ─▶ checkpoint ─▶ copy[volume] ─▶ verify[volume] ─▶ 
 * **decide_chain** takes the VM's lease and decides: full or incremental, and why. Its result shows the reason.
 * **checkpoint** fixes the point in time for all volumes at once; the guest runs on.
 * **copy** streams each volume (full: allocated blocks; incremental: changed blocks) to the NAS.
-* **verify** reads every volume back from the NAS and compares digests (level `structure`: checks the files only, and the
-  backup is recorded as not verified).
+* **verify** reads every volume back from the NAS and compares digests; with level `structure` it checks the
+  files only, and the backup is recorded as not verified.
 * **record** publishes the backup: from then on it exists, complete. It is an event of the asset `nas_backup`, and of
   `nas_backup/<uuid of the VM>`: other DAGs can follow it.
 * **end_job** leaves the guest without a job, and undoes a backup that did not get to the end. The chain's old base
