@@ -1,6 +1,6 @@
 """500 VMs are due at the same minute: is what runs at once bounded, does the scheduler stall, what memory does it take?
 
-Airflow, its scheduler, PostgreSQL and the backups are real; the hypervisor is libvirt's test driver (``lab.simulated``).
+Airflow, PostgreSQL and the backups are real; the hypervisor is libvirt's test driver (``lab.simulated``).
 The stack ``bench`` is this benchmark's own (``scripts/benchmark policy_scale`` starts and removes it).
 """
 
