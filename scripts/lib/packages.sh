@@ -7,13 +7,15 @@ PACKAGES=(
   libvirt-dev gcc pkg-config python3-dev                         # libvirt-python is built from source
   python3 python3-venv
   python3-libnbd libnbd-bin                                      # the `nbd` module is not on PyPI; nbdinfo, nbdcopy
-  nbdkit                                                         # a NAS that is slow or fails, for tests
   postgresql postgresql-client
   busybox-static cpio zstd xz-utils                              # the demo guest's initramfs
-  ovmf swtpm swtpm-tools                                         # UEFI and a TPM, for tests of what is saved of them
   e2fsprogs util-linux                                           # mkfs, fsck; setpriv, flock
-  chromium                                                       # the page's tests (Ubuntu: it installs the snap)
   ca-certificates
+)
+TEST_PACKAGES=(
+  nbdkit                                                         # a NAS that is slow or fails
+  ovmf swtpm swtpm-tools                                         # UEFI and a TPM, for what is saved of them
+  chromium                                                       # the page (Ubuntu: it installs the snap)
 )
 # For `nasbackup files`: about a hundred small packages, which only that command needs. It says so where they are missing.
 FILES_PACKAGES=(python3-guestfs libguestfs-xfs)
