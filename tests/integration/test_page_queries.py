@@ -326,3 +326,11 @@ def test_json_has_what_the_table_has(catalog: Database, client: TestClient) -> N
     (repository,) = client.get("/nasbackup/api/repositories").json()["repositories"]
     assert repository["forecast"]["full_in_days"] == pytest.approx(86, abs=6)
     assert client.get("/nasbackup/api/running").json()["running"][0]["copies"][1]["speed"] > 0
+
+
+def test_prometheus_is_answered_as_well(client: TestClient, catalog: Database) -> None:
+    answer = client.get("/nasbackup/metrics")
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/plain")
+    assert "nasbackup_vm_status{" in answer.text
+    assert len(client.get("/nasbackup/metrics?volumes=false").text) < len(answer.text)
+    assert client.get("/nasbackup/metrics?volumes=perhaps").status_code == 422

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from nasbackup.catalog import Database
 from nasbackup.errors import CatalogError, NasBackupError
-from nasbackup.web import api, forms, pages
+from nasbackup.web import api, forms, measures, pages
 from nasbackup.web.site import STATIC, Site, page_of
 
 HEADERS = {
@@ -48,7 +48,7 @@ def create(*, database: Callable[[], Database], guards: Guards, login: str = "/a
     def remember(request: Request, allowed: frozenset[str] = Depends(guards.triggers)) -> None:
         request.state.nas_triggers = allowed
 
-    for router in (pages.router, api.router, forms.router, _static()):
+    for router in (pages.router, api.router, forms.router, measures.router, _static()):
         app.include_router(router, dependencies=[Depends(guards.view), Depends(remember)])
     app.middleware("http")(_with_headers)
     app.add_exception_handler(StarletteHTTPException, _http_error)
