@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from nasbackup import machine
 from nasbackup.errors import ManifestInvalid, VerifyFailed
+from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.layout import MANIFEST
 from nasbackup.machine import MachineState, SavedState, StateFile, StateKind
 from nasbackup.model import BackupType, Consistency, Reason, VolumeReason
@@ -53,6 +54,24 @@ def put(folder: Path, document: Any) -> Path:
 def test_what_is_built_is_valid_and_reads_back_the_same(tmp_path: Path, of: Any) -> None:
     document = built(of)
     assert manifest.read(put(tmp_path, document)) == document
+
+
+def test_only_what_is_not_as_ever_is_said(tmp_path: Path) -> None:
+    """An older version refuses a key that it does not know: a plain backup has none."""
+    packed = backup(backup_volume(ROOT, compression=Compression.ZSTD), backup_volume(DATA))
+    document = json.loads(
+        manifest.build(packed, repository_uuid=REPOSITORY_UUID, recorded_at=RECORDED, level=VerifyLevel.STRUCTURE)
+    )
+    assert manifest.read(put(tmp_path, document)) == document
+    assert document["verify"] == "structure"
+    assert [volume.get("compression") for volume in document["volumes"]] == ["zstd", None]
+    assert "verify" not in built()
+    assert not [volume for volume in built()["volumes"] if "compression" in volume]
+    for key, place in (("verify", document), ("compression", document["volumes"][0])):
+        kept, place[key] = place[key], "lz4"
+        with pytest.raises(ManifestInvalid, match="'lz4' is not one of"):
+            manifest.read(put(tmp_path, document))
+        place[key] = kept
 
 
 def test_the_manifest_says_all_that_the_catalog_knows() -> None:
