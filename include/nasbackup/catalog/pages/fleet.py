@@ -159,13 +159,17 @@ def places(cursor: Cursor) -> dict[str, list[str]]:
 
 
 def by_policy(cursor: Cursor) -> dict[str, tuple[int, int]]:
-    """Policy -> (how many VMs it has, how many of them are within their RPO at this moment)."""
+    """Policy -> (how many VMs it has, how many of them are within their RPO at this moment).
+
+    A VM that is younger than its RPO has broken no promise (``sla.freshness.within_rpo``).
+    """
     cursor.execute(
         """
         SELECT policy, count(*) AS vms,
                count(*) FILTER (WHERE error_seconds IS NULL
-                                   OR newest_at > clock_timestamp() - make_interval(secs => error_seconds)) AS kept
-          FROM sla_status WHERE policy IS NOT NULL GROUP BY policy ORDER BY policy
+                                   OR coalesce(newest_at, first_seen_at)
+                                      > clock_timestamp() - make_interval(secs => error_seconds)) AS kept
+          FROM sla_status JOIN vm USING (vm_id) WHERE policy IS NOT NULL GROUP BY policy ORDER BY policy
         """
     )
     return {row["policy"]: (row["vms"], row["kept"]) for row in cursor.fetchall()}
