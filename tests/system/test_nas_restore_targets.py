@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nasbackup.catalog import restores, vms
+from nasbackup.restore.image import locate, restore_images
 
 from lab.vm import LabVm
 from tests.integration.restoring import content
@@ -125,3 +127,29 @@ def test_bad_input_is_one_sentence_in_the_log(plant: Plant, conf: dict[str, Any]
     assert state == "failed"
     assert sentence in plant.airflow.log("nas_restore", run, "plan")
     assert [task.try_number for task in plant.airflow.tasks("nas_restore", run) if task.task_id == "plan"] == [1]
+
+
+def test_an_instant_vm_runs_and_becomes_independent(
+    plant: Plant, backed_up: tuple[LabVm, list[Any]], tmp_path: Path
+) -> None:
+    machine, (first, _second) = backed_up
+    on_nas = {path: path.read_bytes() for path in (plant.nas / machine.name).rglob("*") if path.is_file()}
+    new = LabVm(connection=machine.connection, name=f"{machine.name}-instant")
+    asked = {"backup": first.external_id, "target": "instant", "to": str(new.directory)}
+    run, state = restore(plant, **asked)
+    assert state == "failed"
+    assert "Param new_name is None: target instant makes a VM: name it." in plant.airflow.log(
+        "nas_restore", run, "plan"
+    )
+    try:
+        run, state = restore(plant, **asked, new_name=new.name)
+        assert state == "success", states(plant, run)
+        assert new.running
+        images = restore_images(locate(plant.database, external_id=first.external_id), to=tmp_path)
+        expected = {volume.name: content(volume.file) for volume in images}
+        assert contents(new) == expected
+        assert on_nas == {path: path.read_bytes() for path in on_nas}
+        assert plant.backup_at_once(machine.name).chain_position == 2, "its own chain goes on"
+    finally:
+        new.remove()
+    assert_nothing_is_left(plant, machine)

@@ -8,6 +8,8 @@ from nasbackup.airflow.forms import EXTERNAL_ID
 from nasbackup.fleet import Fleet
 from nasbackup.model import Target
 
+INSTANT = "instant"
+
 
 def restore_params(fleet: Fleet) -> dict[str, Param]:
     """Params without a section are open when the form appears, sections are folded."""
@@ -36,12 +38,13 @@ def restore_params(fleet: Fleet) -> dict[str, Param]:
         "target": Param(
             Target.IMAGE.value,
             type="string",
-            enum=[target.value for target in Target],
+            enum=[*(target.value for target in Target), INSTANT],
             values_display={
                 Target.IMAGE.value: "image: standalone image files",
                 Target.NEW_VM.value: "new_vm: another VM, beside the old one",
                 Target.IN_PLACE.value: "in_place: the VM, which is shut down, becomes what it was; asks first",
                 Target.VOLUME.value: "volume: one volume as a new disk of a VM",
+                INSTANT: "instant: another VM that runs from the backup within seconds, and is copied out of it",
             },
             title="Target",
             description="What the backup becomes.",

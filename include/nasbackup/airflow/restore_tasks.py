@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nasbackup import fleet
-from nasbackup.airflow import hooks
+from nasbackup.airflow import hooks, instant_tasks
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
 from nasbackup.catalog import Database, backups, restores
@@ -43,6 +43,9 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
     require_known_keys(conf, form=restore_params(fleet.load()))
     bench = _bench(params, run_id=run_id)
     backup = _resolve(bench.database, params)
+    if params["target"] == instant_tasks.TARGET:
+        names = instant_tasks.plan(params=params, backup=backup.external_id)
+        return _planned(backup, names=names)
     lease = bench.lease(uuid=backup.vm_uuid, vm=backup.vm)
     lease.join()
     question, notes = "", list[str]()
@@ -60,8 +63,12 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
         log.warning("%s", note)
     if question:
         lease.leave()
+    return _planned(backup, names=names, question=question, notes=notes)
+
+
+def _planned(backup: Backup, *, names: Sequence[str], question: str = "", notes: Sequence[str] = ()) -> Payload:
     work = [{"backup": backup.external_id, "volume": name} for name in names]
-    return {"backup": backup.external_id, "work": work, "question": question, "notes": notes}
+    return {"backup": backup.external_id, "work": work, "question": question, "notes": list(notes)}
 
 
 def _plan_images(database: Database, *, backup: Backup, params: Mapping[str, Any]) -> list[str]:
@@ -88,6 +95,8 @@ def _question(made: RestorePlan) -> str:
 
 def restore(*, params: Mapping[str, Any], work: Mapping[str, str], run_id: str, try_number: int) -> Payload:
     """One volume. ``try_number``: from 1. A later try may find its image in place, from one that was killed."""
+    if params["target"] == instant_tasks.TARGET:
+        return instant_tasks.run(params=params, backup=work["backup"])
     bench = _bench(params, run_id=run_id)
     backup, volume = bench.backup(work["backup"]), work["volume"]
     if params["target"] == Target.IMAGE:
@@ -123,9 +132,9 @@ def _restore_image(
 
 
 def commit(*, params: Mapping[str, Any], backup: str, run_id: str) -> Payload:
-    """Define the new VM, swap the volumes, or attach the disk; images are there already."""
-    if params["target"] == Target.IMAGE:
-        return {"external_id": backup, "target": Target.IMAGE.value}
+    """Define the new VM, swap the volumes, or attach the disk; images and an instant VM are there already."""
+    if params["target"] in (Target.IMAGE, instant_tasks.TARGET):
+        return {"external_id": backup, "target": params["target"]}
     bench = _bench(params, run_id=run_id)
     result = steps.commit(bench, backup=bench.backup(backup), key=_key(run_id))
     for old in result.kept:
