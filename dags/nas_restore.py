@@ -4,8 +4,8 @@
 `plan ─▶ approval ─▶ restore[volume] ─▶ commit ─▶ summary`, and `give_back` always
 
 `target` says what the backup becomes: standalone **image** files; a **new_vm** beside the old one; the VM itself again,
-**in_place**; one **volume** as a new disk of a VM; or an **instant** VM, which runs from the backup within seconds and is
-copied out of it while it runs (`docs/access.md`; nothing is asked or locked for it). What to do at night, step by step: `docs/restore.md`.
+**in_place**; one **volume** as a new disk of a VM; or an **instant** VM, which runs from the backup within seconds and
+is copied out of it while it runs (`docs/access.md`). What to do at night, step by step: `docs/restore.md`.
 
 * **plan** finds the backup, matches its volumes with the VM's disks, and says with numbers whether there is room.
 * **approval** asks before volumes of a VM are replaced (Browse → Required Actions), unless `approved` is set. No answer
