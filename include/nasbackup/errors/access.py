@@ -67,3 +67,9 @@ class InstantUnfinished(NasBackupError):
         "give the same command again to go on with it. Until {until} the backup cannot be deleted."
     )
     retryable = True
+
+
+class GuestSilent(NasBackupError):
+    """A drilled guest did not answer, or not as it should: what the drill records."""
+
+    template = "{why}"

@@ -32,6 +32,7 @@ from nasbackup.errors import (
     DrillBusy,
     DrillFailed,
     FileTrouble,
+    GuestSilent,
     HostUnreachable,
     NasBackupError,
     ParamInvalid,
@@ -75,10 +76,6 @@ class DrillRequest:
     sums: str | None = None
     timeout: float = 600.0
     keep: bool = False
-
-
-class _NoAnswer(NasBackupError):
-    template = "{why}"
 
 
 def drill(database: Database, *, host: Host, request: DrillRequest, reader: str) -> DrillRecord:
@@ -185,7 +182,7 @@ class _Vm:
     console: live.Console
 
     def wait(self, *, pattern: re.Pattern[str] | None, end: float, timeout: float, protection: Protection) -> None:
-        """Raises _NoAnswer with the last words of the console."""
+        """Raises GuestSilent with the last words of the console."""
         wanted = (
             "the guest agent did not answer" if pattern is None else f"the console did not show {pattern.pattern!r}"
         )
@@ -201,9 +198,11 @@ class _Vm:
                 raise self._no_answer(f"{wanted} within {timeout:g} s")
             time.sleep(_LOOK_SECONDS)
 
-    def _no_answer(self, what: str) -> _NoAnswer:
+    def _no_answer(self, what: str) -> GuestSilent:
         last = self.console.last()
-        return _NoAnswer(why=f"{what}. " + (f"The console's last words: {last}" if last else "The console is silent."))
+        return GuestSilent(
+            why=f"{what}. " + (f"The console's last words: {last}" if last else "The console is silent.")
+        )
 
 
 @contextmanager
@@ -268,5 +267,5 @@ def _compare(located: Located, *, path: str, protection: Protection) -> str:
     with opened(located) as files:
         good, bad = compare(files, path=path, check=protection.check)
     if bad:
-        raise _NoAnswer(why=f"{len(bad)} of the files in {path} are not as it says: {'; '.join(bad)}")
+        raise GuestSilent(why=f"{len(bad)} of the files in {path} are not as it says: {'; '.join(bad)}")
     return f"{good} files are as {path} says"
