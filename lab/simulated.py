@@ -1,8 +1,8 @@
 """A host of many VMs without guests: libvirt's own test driver, with real disk images.
 
 The boundary that is simulated is the hypervisor: libvirt's test driver has domains and states, and no QEMU. All VMs
-are stopped, so backups read their images as those of any stopped VM. The one thing that the driver makes up is the size
-of a disk: SETTINGS, which every process of an Airflow loads, has the image asked instead.
+are stopped, so backups read their images as those of any stopped VM. SETTINGS, which every process of an Airflow loads,
+is what the driver lacks: it makes up sizes of disks, takes no checkpoints of stopped VMs, and knows no backup jobs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 SETTINGS = '''
-"""Put here by a benchmark: libvirt's test driver invents the sizes of disks, the images know them."""
+"""Put here by a benchmark: what libvirt's test driver lacks (lab/simulated.py)."""
 import json
 import subprocess
 from xml.etree import ElementTree
@@ -33,7 +33,15 @@ def block_info(self, target, flags=0):
     raise ValueError(target)
 
 
+def no_job(self, flags=0):
+    error = libvirt.libvirtError("no backup job")
+    error.err = (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, 0, "no backup job", 0, "", "", "", 0, 0)
+    raise error
+
+
 libvirt.virDomain.blockInfo = block_info
+libvirt.virDomain.backupGetXMLDesc = no_job
+libvirt.virDomain.checkpointCreateXML = lambda self, xml, flags=0: None
 '''
 
 RUNSTATE = 'xmlns:test="http://libvirt.org/schemas/domain/test/1.0"'
