@@ -23,7 +23,7 @@ from lab import simulated
 from lab.airflow import Airflow
 
 POLICY = "nas_backup_policy_rush"
-PARTS = ("api_server", "scheduler", "dag-processor", "triggerer")
+PARTS = ("scheduler", "dag-processor", "triggerer")
 SAMPLE_SECONDS = 5
 
 
@@ -107,7 +107,7 @@ def _heartbeat_age(airflow: Airflow) -> float:
 
 
 def _memory(stack: Path) -> dict[str, int]:
-    """MiB that each part of this stack's Airflow has in memory, its own children included, tasks left out."""
+    """MiB that parts of this stack's Airflow have in memory, their own children included, tasks left out."""
     found = dict.fromkeys(PARTS, 0)
     for part, pages in _processes(stack):
         found[part] += pages * os.sysconf("SC_PAGE_SIZE") >> 20

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup.transfer.convert import flatten
-from nasbackup.transfer.readback import check_image, read_layer
+from nasbackup.transfer.readback import check_image, drop_page_cache, read_layer
 
 MIB = 1 << 20
 
@@ -48,8 +48,11 @@ def _measure(work: Path, chain: list[Path], *, digests: list[str], rounds: int) 
 
     for turn in range(rounds):
         peer, own = work / f"peer-{turn}.qcow2", work / f"own-{turn}.qcow2"
+        _cold(chain)
         seconds["qemu_img_convert"].append(_timed(lambda peer=peer: _peer(chain[-1], peer)))
+        _cold(chain)
         seconds["restore_verify"].append(_timed(verify))
+        _cold(chain)
         seconds["restore_write"].append(
             _timed(lambda own=own: flatten(chain_top=chain[-1], target=own, output_format="qcow2"))
         )
@@ -62,6 +65,12 @@ def _measure(work: Path, chain: list[Path], *, digests: list[str], rounds: int) 
         "median_seconds": {part: round(statistics.median(found), 2) for part, found in seconds.items()},
         "seconds": {part: [round(second, 2) for second in found] for part, found in seconds.items()},
     }
+
+
+def _cold(chain: list[Path]) -> None:
+    """Neither finds in the page cache what the other has read: a NAS is further away than memory."""
+    for layer in chain:
+        drop_page_cache(layer)
 
 
 def _timed(action: Callable[[], None]) -> float:
