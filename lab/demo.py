@@ -80,13 +80,17 @@ class Demo:
         """Generated backups of the last month, for VMs that have none: the page has something to show."""
         connection = self.machine.connection
         for name in (VM, *OTHERS[:3]):
+            machine = lab.LabVm(connection=connection, name=name)
             history.generate(
                 self.database,
                 vm=name,
-                vm_uuid=lab.LabVm(connection=connection, name=name).uuid,
+                vm_uuid=machine.uuid,
                 host=HOST,
                 repository=REPOSITORY,
                 policy="late" if name == LATE else "standard",
+                volumes={
+                    target: (image, machine.domain.blockInfo(target)[0]) for target, image in machine.disks.items()
+                },
                 newest=timedelta(days=3) if name == LATE else timedelta(hours=20),
                 now=datetime.now(UTC),
             )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
 
 from nasbackup.catalog import Cursor, Database, vms
 
@@ -25,10 +27,14 @@ def generate(
     host: str,
     repository: str,
     policy: str,
+    volumes: Mapping[str, tuple[Path, int]],
     newest: timedelta,
     now: datetime,
 ) -> None:
-    """One backup a day until ``newest`` before ``now``, in chains; a VM that has backups already is left alone."""
+    """One backup a day until ``newest`` before ``now``, in chains; a VM that has backups already is left alone.
+
+    ``volumes``: target -> image and its virtual size, as the VM has them, so that its next backup is of the same ones.
+    """
     numbers = random.Random(vm)  # noqa: S311 (the same past each time)
     last = (now - newest).replace(microsecond=0)
     with database.transaction() as cursor:
@@ -54,6 +60,7 @@ def generate(
                 chain=chain,
                 position=number % CHAIN,
                 size=size,
+                volumes=volumes,
             )
         _looks(cursor, vm_uuid=vm_uuid, policy=policy, newest=last, now=now)
         if newest < timedelta(days=1):
@@ -79,6 +86,7 @@ def _backup(
     chain: str,
     position: int,
     size: int,
+    volumes: Mapping[str, tuple[Path, int]],
 ) -> int:
     cursor.execute(
         """
@@ -108,24 +116,29 @@ def _backup(
     row = cursor.fetchone()
     assert row is not None
     number = int(row["backup_id"])
-    cursor.execute(
-        """
-        INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type, reason,
-                                   backing, bytes_read, bytes_written, digest, copy_seconds, verified_at)
-        VALUES (%(backup)s, 0, 'vda', '/generated/vda.qcow2', 'vda', 'qcow2', 'root.vda.qcow2', %(virtual)s, %(type)s,
-                %(reason)s, %(backing)s, %(size)s, %(size)s, 'generated', %(seconds)s, %(at)s)
-        """,
-        {
-            "backup": number,
-            "virtual": 1 << 30,
-            "type": "FULL" if parent is None else "INCREMENTAL",
-            "reason": "full_backup" if parent is None else "incremental",
-            "backing": None if parent is None else "../generated/root.vda.qcow2",
-            "size": size,
-            "seconds": size / (80 * MIB),
-            "at": at + timedelta(seconds=80),
-        },
-    )
+    for ordinal, (target, (image, virtual_size)) in enumerate(volumes.items()):
+        cursor.execute(
+            """
+            INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type,
+                                       reason, backing, bytes_read, bytes_written, digest, copy_seconds, verified_at)
+            VALUES (%(backup)s, %(ordinal)s, %(target)s, %(source)s, %(target)s, 'qcow2', %(file)s, %(virtual)s,
+                    %(type)s, %(reason)s, %(backing)s, %(size)s, %(size)s, 'generated', %(seconds)s, %(at)s)
+            """,
+            {
+                "backup": number,
+                "ordinal": ordinal,
+                "target": target,
+                "source": str(image),
+                "file": f"generated.{target}.qcow2",
+                "virtual": virtual_size,
+                "type": "FULL" if parent is None else "INCREMENTAL",
+                "reason": "full_backup" if parent is None else "incremental",
+                "backing": None if parent is None else f"../generated/generated.{target}.qcow2",
+                "size": size // len(volumes),
+                "seconds": size / len(volumes) / (80 * MIB),
+                "at": at + timedelta(seconds=80),
+            },
+        )
     return number
 
 
