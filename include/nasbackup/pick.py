@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import Protocol
 
 from nasbackup.errors import PickFailed
+from nasbackup.fleet.policy import is_chosen
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -39,7 +39,7 @@ def pick(candidates: Sequence[Candidate], *, how: Pick, vms: Sequence[str] = (),
     never-drilled: of the VM whose last drill is longest ago (never is longer), its newest backup without a drill; when
     every backup had one, the one whose drill is longest ago. Raises PickFailed.
     """
-    found = [one for one in candidates if not vms or any(fnmatchcase(one.vm, glob) for glob in vms)]
+    found = [one for one in candidates if is_chosen(one.vm, vms)]
     if not found:
         why = f"no VM with a restorable backup matches {', '.join(vms)}" if vms else "no VM has a restorable backup"
         raise PickFailed(why=why)

@@ -148,6 +148,15 @@ def variable(plant: Plant) -> Iterator[Callable[[str, str], None]]:
         plant.airflow.delete_variable(key=key)
 
 
+@pytest.fixture
+def fleet_file() -> Iterator[Path]:
+    """The stack's own fleet.yaml, put back afterwards."""
+    file = Path(os.environ["NASBACKUP_FLEET"])
+    before = file.read_text()
+    yield file
+    file.write_text(before)
+
+
 @contextmanager
 def stopped_copy(vm: str, *, file: str, timeout: float) -> Iterator[int]:
     """Catch the qemu-nbd that writes this file of this VM, and hold the copy in its midst; yields the process's pid."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -52,15 +51,6 @@ def listener() -> Iterator[tuple[int, list[dict[str, Any]]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port, posted
         server.shutdown()
-
-
-@pytest.fixture
-def fleet_file() -> Iterator[Path]:
-    """The stack's own fleet.yaml, put back afterwards."""
-    file = Path(os.environ["NASBACKUP_FLEET"])
-    before = file.read_text()
-    yield file
-    file.write_text(before)
 
 
 def watch(plant: Plant) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,6 @@ from tests.system.conftest import Plant
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def fleet_file() -> Iterator[Path]:
-    """The stack's own fleet.yaml, put back afterwards."""
-    file = Path(os.environ["NASBACKUP_FLEET"])
-    before = file.read_text()
-    yield file
-    file.write_text(before)
 
 
 def policy(plant: Plant, file: Path, *, name: str, **fields: Any) -> str:

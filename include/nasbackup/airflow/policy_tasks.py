@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 from nasbackup import fleet
@@ -49,7 +48,7 @@ def due_vms(
     with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
         seen = seen_vms(hypervisor)
     mine = [
-        vm for vm in seen if _has(vm, policy=promised, known=known) and _matches(vm.name, globs=params["vms"] or ())
+        vm for vm in seen if _has(vm, policy=promised, known=known) and fleet.is_chosen(vm.name, params["vms"] or ())
     ]
     chosen = _without_busy(hooks.catalog(), vms=mine)
     for vm in chosen:
@@ -84,10 +83,6 @@ def _conf(vm: SeenVm, *, policy: Policy, repository: str, mode: str) -> Payload:
 def _has(vm: SeenVm, *, policy: Policy, known: Fleet) -> bool:
     found = known.policy_of(vm=vm.name, host=vm.host, title=vm.title, metadata=vm.metadata)
     return found is not None and found.name == policy.name
-
-
-def _matches(name: str, *, globs: Sequence[str]) -> bool:
-    return not globs or any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _without_busy(database: Database, *, vms: Sequence[SeenVm]) -> list[SeenVm]:

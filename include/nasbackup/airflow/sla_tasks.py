@@ -68,5 +68,4 @@ def _ask(known: Fleet) -> Seen:
 
 def _scope(subject: Subject, *, known: Fleet) -> Scope:
     """Of a host: its zone. A repository may be of several zones, and is everybody's. VMs bring their own."""
-    zone = known.find_zone(subject.key) if subject.kind is SubjectKind.HOST else None
-    return Scope(zone=zone.name if zone is not None else None)
+    return Scope(zone=known.zone_name(subject.key) if subject.kind is SubjectKind.HOST else None)

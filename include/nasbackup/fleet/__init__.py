@@ -34,7 +34,7 @@ from typing import Any
 from nasbackup.errors import FleetInvalid, ParamInvalid
 from nasbackup.fleet.document import first_problem, read, schema
 from nasbackup.fleet.parse import parse, require_timezone
-from nasbackup.fleet.policy import Fleet, Policy, Rpo, Selector, Zone
+from nasbackup.fleet.policy import Fleet, Policy, Rpo, Selector, Zone, is_chosen
 from nasbackup.retention.rules import RetentionRules
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Rpo",
     "Selector",
     "Zone",
+    "is_chosen",
     "load",
     "path",
     "require_timezone",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -55,8 +55,8 @@ class Selector:
     def matches(self, *, vm: str, title: str, metadata: Mapping[str, str], zone: str | None) -> bool:
         return (
             (not self.zones or zone in self.zones)
-            and (not self.vms or _any(vm, self.vms))
-            and (not self.titles or _any(title, self.titles))
+            and is_chosen(vm, self.vms)
+            and is_chosen(title, self.titles)
             and all(fnmatchcase(metadata.get(uri, ""), glob) for uri, glob in self.metadata.items())
         )
 
@@ -134,13 +134,18 @@ class Fleet:
     def find_zone(self, host: str) -> Zone | None:
         return next((zone for zone in self.zones if host in zone.hosts), None)
 
+    def zone_name(self, host: str) -> str | None:
+        """None for a host that fleet.yaml does not name (any more)."""
+        zone = self.find_zone(host)
+        return zone.name if zone is not None else None
+
     def policy_of(
         self, *, vm: str, host: str, title: str = "", metadata: Mapping[str, str] | None = None
     ) -> Policy | None:
         """The first policy that matches the VM; None: it is unprotected."""
-        zone = self.find_zone(host)
+        zone = self.zone_name(host)
         for policy in self.policies:
-            if policy.selector.matches(vm=vm, title=title, metadata=metadata or {}, zone=zone.name if zone else None):
+            if policy.selector.matches(vm=vm, title=title, metadata=metadata or {}, zone=zone):
                 return policy
         return None
 
@@ -160,5 +165,6 @@ class Fleet:
         return policy.repository or self.zone_of(host).repositories[0]
 
 
-def _any(text: str, globs: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(text, glob) for glob in globs)
+def is_chosen(name: str, globs: Sequence[str]) -> bool:
+    """Whether one of the globs matches; without any every name is chosen."""
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -13,6 +13,7 @@ from nasbackup.model import SeenVm
 from nasbackup.retention.capacity import forecast
 from nasbackup.settings import DEFAULT_DEADLINE
 from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
+from nasbackup.sla.freshness import subject_of
 from nasbackup.sla.verdict import Status, Verdict, judge
 
 Seen = Mapping[str, Sequence[SeenVm] | str]
@@ -52,7 +53,7 @@ def look(
             verdict = judge(facts, policy=policy, now=now, deadline=deadline)
             verdicts.append(verdict)
             _count(found, verdict)
-    zoned = [(verdict, _zone(fleet, verdict.facts.host)) for verdict in verdicts]
+    zoned = [(verdict, fleet.zone_name(verdict.facts.host)) for verdict in verdicts]
     with database.transaction() as cursor:
         sla.replace_verdicts(cursor, verdicts=zoned, hosts=fleet.hosts, now=now)
         sla.count_compliance(cursor, verdicts=verdicts, now=now)
@@ -62,15 +63,9 @@ def look(
 
 
 def _count(found: Look, verdict: Verdict) -> None:
-    facts = verdict.facts
     found.statuses[verdict.status] += 1
     found.findings += verdict.findings
-    found.subjects.add(Subject(kind=SubjectKind.VM, key=facts.vm_uuid, label=facts.vm))
-
-
-def _zone(fleet: Fleet, host: str) -> str | None:
-    zone = fleet.find_zone(host)
-    return zone.name if zone is not None else None
+    found.subjects.add(subject_of(verdict.facts))
 
 
 def _hosts(found: Look, seen: Seen) -> None:
@@ -91,9 +86,9 @@ def _hosts(found: Look, seen: Seen) -> None:
 
 def _repositories(found: Look, database: Database, *, fleet: Fleet) -> None:
     """By what nas_retention has measured."""
-    for repository in _known(fleet.repositories):
-        with database.transaction() as cursor:
-            samples = capacity.samples(cursor, repository=repository)
+    with database.reading() as cursor:
+        measured = {name: capacity.samples(cursor, repository=name) for name in fleet.repositories}
+    for repository, samples in measured.items():
         if not samples:
             continue
         subject = Subject(kind=SubjectKind.REPOSITORY, key=repository, label=repository)
@@ -109,7 +104,3 @@ def _repositories(found: Look, database: Database, *, fleet: Fleet) -> None:
                     hint="Make room, or lower the retention, before it is full.",
                 )
             )
-
-
-def _known(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatchcase
 
 from nasbackup.catalog import Database, restore_points
 from nasbackup.catalog.restore_points import Holding, KnownVm
-from nasbackup.fleet import Fleet, Policy, Selector
+from nasbackup.fleet import Fleet, Policy, Selector, is_chosen
 from nasbackup.model import BackupStatus
 from nasbackup.retention.plan import ChainPlan, chain_plans
 from nasbackup.retention.rules import RetentionRules
@@ -88,7 +87,7 @@ def report(
         wanted = [
             vm
             for vm in restore_points.known_vms(cursor)
-            if _matches(vm.vm, vms) and (vm_uuid is None or vm.vm_uuid == vm_uuid)
+            if is_chosen(vm.vm, vms) and (vm_uuid is None or vm.vm_uuid == vm_uuid)
         ]
         hosts = frozenset(fleet.hosts)
         chosen = [vm for vm in wanted if vm.host in hosts]
@@ -132,10 +131,6 @@ def note_unprotected(database: Database, *, fleet: Fleet, defined: Defined, now:
             if vm.host in hosts and _protection(vm, fleet=fleet, defined=defined)[0] is None
         ]
         restore_points.note_unprotected(cursor, vm_uuids=unprotected, now=now)
-
-
-def _matches(name: str, globs: Sequence[str]) -> bool:
-    return not globs or any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _timezone(policy: Policy | None) -> str:

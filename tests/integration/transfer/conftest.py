@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,3 +40,17 @@ def _sockets() -> int:
         except OSError:
             continue
     return count
+
+
+@pytest.fixture
+def small_nas(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting is not permitted here, although this is root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # also while a failed test holds it

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -170,20 +167,6 @@ def test_a_flipped_bit_in_compressed_data_is_found(tmp_path: Path, compression: 
     except ReadFailed:
         found = "unreadable"
     assert found != good.digest
-
-
-@pytest.fixture
-def small_nas(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)], check=False)
-    if mounted.returncode != 0:
-        pytest.skip("mounting is not permitted here, although this is root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)  # also while a failed test holds it
 
 
 def test_a_full_nas_is_told_with_numbers(tmp_path: Path, small_nas: Path) -> None:

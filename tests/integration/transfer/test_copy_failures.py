@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,20 +46,6 @@ def copy_from(uri: str, target: Path, **options: object) -> LayerSummary:
         dirty_bitmap=None,
         **arguments,  # type: ignore[arg-type]
     )
-
-
-@pytest.fixture
-def small_nas(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)], check=False)
-    if mounted.returncode != 0:
-        pytest.skip("mounting is not permitted here, although this is root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)  # also while a failed test holds it
 
 
 def test_a_full_nas_is_told_with_numbers(tmp_path: Path, small_nas: Path) -> None:
