@@ -5,6 +5,7 @@ BACKUP_STATE=/var/lib/nasbackup # sockets (run/) and scratch files (scratch/) of
 
 ensure_libvirt() {
   _kvm_device
+  _swtpm_authority
   _libvirt_ready || step "Starting libvirt" "$VAR/log/libvirt.log" \
     "start libvirtd and virtlogd by hand to see why they don't" _start_libvirt
   _backup_state
@@ -17,6 +18,14 @@ _kvm_device() {
   [[ -c /dev/kvm && ! -e /run/udev/control ]] || return 0
   if ! getent group kvm >/dev/null; then return 0; fi
   [[ $(stat -c %G:%a /dev/kvm) == kvm:660 ]] || { chown root:kvm /dev/kvm && chmod 0660 /dev/kvm; }
+}
+
+# A libvirtd that was up before swtpm's user came (the package makes it) runs swtpm_setup as root, and the certificate
+# authority that root makes on first use is closed to that user, as whom the next libvirtd runs it: no VM with a TPM
+# would start any more. The directory's owner is the package's; what root left in it becomes his too.
+_swtpm_authority() {
+  local authority=/var/lib/swtpm-localca
+  [[ ! -d $authority ]] || find "$authority" -mindepth 1 -user root -exec chown --reference="$authority" -- {} +
 }
 
 _libvirt_ready() {
