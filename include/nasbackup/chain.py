@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from nasbackup import layout
 from nasbackup.model import (
-    Backup,
     BackupType,
-    BackupVolume,
     ChainDecision,
     Mode,
+    PastBackup,
+    PastVolume,
     Reason,
     Vm,
     VmState,
@@ -46,7 +46,7 @@ class ChainState:
     mode: Mode
     settings: Settings
     active_checkpoint: str | None = None
-    latest: Backup | None = None
+    latest: PastBackup | None = None
     usable_bitmaps: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -101,6 +101,7 @@ def decide_chain(state: ChainState, *, new_checkpoint: str, new_chain_id: str) -
         chain_id=latest.chain_id,
         chain_position=latest.chain_position + 1,
         parent_id=latest.backup_id,
+        parent=latest.external_id,
         volumes=plans,
     )
 
@@ -139,7 +140,7 @@ class _Full:
         )
 
 
-def _plan_volumes(state: ChainState, *, parent: Backup | None) -> tuple[VolumePlan, ...]:
+def _plan_volumes(state: ChainState, *, parent: PastBackup | None) -> tuple[VolumePlan, ...]:
     names = layout.volume_names(state.vm.volumes)
     before = {volume.source: volume for volume in parent.volumes} if parent else {}
     plans = []
@@ -163,7 +164,7 @@ def _plan_volumes(state: ChainState, *, parent: Backup | None) -> tuple[VolumePl
     return tuple(plans)
 
 
-def _volume_reason(volume: Volume, *, on: BackupVolume | None, state: ChainState) -> VolumeReason:
+def _volume_reason(volume: Volume, *, on: PastVolume | None, state: ChainState) -> VolumeReason:
     if not can_have_bitmap(image_format=volume.format, source=volume.source):
         return VolumeReason.NO_BITMAP_POSSIBLE
     if on is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nasbackup.model import BackupType, VolumePlan
+from nasbackup.model import BackupType, PastBackup, VolumePlan
 
 MIB = 1 << 20
 CLUSTER = 64 * 1024
@@ -45,6 +45,22 @@ class LayerSize:
 
 History = Mapping[str, Sequence[LayerSize]]
 """A volume's source -> its layers in this repository, the newest first, so far back that it ``is_enough``, or all."""
+
+
+def layers_of(recent: Sequence[PastBackup]) -> History:
+    """``recent``: backups of one VM in one repository, the newest first."""
+    found: dict[str, list[LayerSize]] = {}
+    for volume in (volume for backup in recent for volume in backup.volumes):
+        if volume.bytes_read is not None and volume.bytes_written is not None:
+            found.setdefault(volume.source, []).append(
+                LayerSize(type=volume.type, bytes_read=volume.bytes_read, bytes_written=volume.bytes_written)
+            )
+    return found
+
+
+def are_enough(plans: Sequence[VolumePlan], *, history: History) -> bool:
+    """Whether layers older than these would change nothing in what is estimated for these volumes."""
+    return all(is_enough(plan, layers=history.get(plan.source, ())) for plan in plans)
 
 
 def is_enough(plan: VolumePlan, *, layers: Sequence[LayerSize]) -> bool:

@@ -211,6 +211,8 @@ class ChainDecision:
     chain_id: str | None
     chain_position: int
     parent_id: int | None
+    parent: str | None = None
+    """The external id of the parent."""
     volumes: tuple[VolumePlan, ...]
 
 
@@ -235,25 +237,55 @@ class BackupVolume(VolumePlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backup:
-    """One restore point of one VM, as the catalog knows it. ``backup_id`` is the catalog's own number."""
+class ChainLink:
+    """What makes a backup a part of its chain. ``backup_id`` is the catalog's own number."""
 
     backup_id: int
     external_id: str
+    status: BackupStatus
+    checkpoint: str | None
+    chain_id: str | None
+    chain_position: int
+
+    @property
+    def directory(self) -> str:
+        """The last part of the external id: the backup's directory inside the VM's."""
+        return self.external_id.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastVolume:
+    """As much of a volume of an earlier backup as the next one depends on."""
+
+    source: str
+    file: str
+    virtual_size: int
+    type: BackupType
+    bytes_read: int | None
+    bytes_written: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastBackup(ChainLink):
+    """As much of an earlier backup as the next one depends on."""
+
+    volumes: tuple[PastVolume, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup(ChainLink):
+    """One restore point of one VM, as the catalog knows it."""
+
     vm: str
     vm_uuid: str
     host: str
     repository: str
     type: BackupType
-    status: BackupStatus
     reason: Reason
     explanation: str
     vm_state: VmState = VmState.RUNNING
-    chain_id: str | None
-    chain_position: int
     parent_id: int | None
     parent: str | None
-    checkpoint: str | None
     created_at: datetime
     request: Mapping[str, Any] = field(default_factory=dict)
     consistency: Consistency | None = None
@@ -264,11 +296,6 @@ class Backup:
     error: str | None = None
     run_id: str = ""
     volumes: tuple[BackupVolume, ...] = field(default=())
-
-    @property
-    def directory(self) -> str:
-        """The last part of the external id: the backup's directory inside the VM's."""
-        return self.external_id.rsplit("/", 1)[-1]
 
     @property
     def verified(self) -> bool:

@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg2
 import pytest
-from nasbackup.catalog import Cursor, Database, backups, history, leases, migrate, repositories, restore_points, vms
+from nasbackup.catalog import Cursor, Database, backups, leases, migrate, repositories, restore_points, vms
+from nasbackup.catalog.standing import FAR_BACK, MOSTLY, Standing, standing
 from nasbackup.errors import (
     AttemptSuperseded,
     BackupNotFound,
@@ -29,12 +30,16 @@ from nasbackup.errors import (
     UnknownRepository,
     VmBusy,
 )
+from nasbackup.estimate import layers_of
+from nasbackup.handling import Compression
 from nasbackup.model import (
     BackupStatus,
     BackupType,
     ChainDecision,
+    ChainLink,
     Consistency,
     Lease,
+    PastVolume,
     Reason,
     Repository,
     RepositoryType,
@@ -129,12 +134,14 @@ def opened(
     values: dict[str, Any] = {
         "external_id": f"i-2-1-VM/{when:%Y.%m.%d.%H.%M.%S}",
         "host": "kvm_one",
-        "run_id": f"run-{number}",
-        "lease_token": 1,
+        "run_id": "run",
         "created_at": when,
         **changes,
     }
-    return backups.open_backup(cursor, decision=decision, vm_uuid=vm, repository=repository, **values).backup_id
+    lease = leases.join(cursor, vm_uuid=vm, vm=vm, holder=values["run_id"])
+    return backups.open_backup(
+        cursor, decision=decision, vm_uuid=vm, vm=vm, repository=repository, lease_token=lease.token, **values
+    ).backup_id
 
 
 _numbers = iter(range(10_000))
@@ -537,9 +544,9 @@ def test_failing_leaves_the_active_checkpoint_as_it_was(catalog: Database) -> No
     with catalog.transaction() as cursor:
         failed = backups.get(cursor, backup_id=failing)
         assert (failed.status, failed.error) == (BackupStatus.FAILED, "the NAS was away")
-        assert [backup.backup_id for backup in backups.unfinished(cursor, vm_uuid=VM)] == [failing]
+        assert stands(cursor).unfinished == (failing,)
         backups.set_cleaned(cursor, backup_id=failing)
-        assert backups.unfinished(cursor, vm_uuid=VM) == []
+        assert stands(cursor).unfinished == ()
 
 
 def test_a_recorded_backup_cannot_fail_any_more(catalog: Database) -> None:
@@ -634,22 +641,24 @@ def test_a_backup_is_read_back_as_it_was_announced(catalog: Database) -> None:
 
 
 def test_what_announcing_a_backup_returns_is_what_is_read(catalog: Database) -> None:
-    parent = recorded(catalog, full("backup-1"))
+    parent = recorded(catalog, full("backup-1"), external_id="i-2-1-VM/parent")
+    lease = acquire(catalog, "run")
     with catalog.transaction() as cursor:
         announced = backups.open_backup(
             cursor,
-            decision=incremental("backup-2", parent=parent, position=1),
+            decision=replace(incremental("backup-2", parent=parent, position=1), parent="i-2-1-VM/parent"),
             external_id="i-2-1-VM/x",
             vm_uuid=VM,
+            vm="i-2-1-VM",
             host="kvm_one",
             repository="nas_one",
-            run_id="r",
-            lease_token=1,
+            run_id="run",
+            lease_token=lease.token,
             created_at=BEGIN,
-            request={"exclude_volumes": ("vdb",)},
+            request={"request": {"exclude_volumes": ("vdb",), "compression": Compression.ZSTD}, "settings": {"n": 1}},
         )
         assert announced == backups.get(cursor, backup_id=announced.backup_id)
-        assert announced.parent == backups.get(cursor, backup_id=parent).external_id
+        assert announced.request["request"] == {"exclude_volumes": ["vdb"], "compression": "zstd"}
         backups.replan(cursor, backup_id=announced.backup_id, decision=full("backup-2", volumes=[plan("a"), plan("b")]))
         again = backups.get(cursor, backup_id=announced.backup_id)
     assert (again.type, again.parent, [volume.name for volume in again.volumes]) == (BackupType.FULL, None, ["a", "b"])
@@ -666,6 +675,85 @@ def test_the_lineage_is_the_full_first_and_the_backup_last(catalog: Database) ->
     assert parents == [None, *ids[:2]]
 
 
+def test_a_backup_is_announced_by_the_holder_of_the_lease_only(catalog: Database) -> None:
+    lease = acquire(catalog, "run-1")
+    expire(catalog)
+    announce = {
+        "decision": full(),
+        "external_id": "i-2-1-VM/x",
+        "vm_uuid": VM,
+        "vm": "i-2-1-VM",
+        "host": "kvm_one",
+        "repository": "nas_one",
+        "run_id": "run-1",
+        "created_at": BEGIN,
+    }
+    acquire(catalog, "run-2")
+    refused = pytest.raises(LeaseLost, match="run-1 no longer holds the lease of VM i-2-1-VM")
+    with refused, catalog.autocommit() as cursor:
+        backups.open_backup(cursor, **announce, lease_token=lease.token)
+    with catalog.reading() as cursor:
+        assert backups.list_backups(cursor) == []
+    expire(catalog)
+    held = acquire(catalog, "run-1", seconds=5)
+    with catalog.autocommit() as cursor:
+        backups.open_backup(cursor, **announce, lease_token=held.token)
+    with pytest.raises(VmBusy), catalog.transaction() as cursor:  # it was renewed by that
+        leases.acquire(cursor, vm_uuid=VM, vm="i-2-1-VM", holder="run-2")
+    with catalog.reading() as cursor:
+        cursor.execute("SELECT expires_at > now() + interval '800 seconds' AS renewed FROM lease")
+        assert cursor.fetchone() == {"renewed": True}
+
+
+def test_who_announces_while_the_lease_changes_hands_is_refused(catalog: Database) -> None:
+    lease = acquire(catalog, "run-1")
+    expire(catalog)
+    taken, written = threading.Event(), []
+
+    def rival() -> None:
+        with catalog.transaction() as cursor:
+            leases.acquire(cursor, vm_uuid=VM, vm="i-2-1-VM", holder="run-2")
+            taken.set()
+            time.sleep(0.5)  # the other one asks meanwhile, and has to wait for what comes of this
+            written.append(1)
+
+    def holder() -> None:
+        taken.wait(10)
+        with catalog.autocommit() as cursor:
+            backups.open_backup(
+                cursor,
+                decision=full(),
+                external_id="i-2-1-VM/x",
+                vm_uuid=VM,
+                vm="i-2-1-VM",
+                host="kvm_one",
+                repository="nas_one",
+                run_id="run-1",
+                lease_token=lease.token,
+                created_at=BEGIN,
+            )
+
+    done, refused = together(rival, holder)
+    assert (done, type(refused), written) == (None, LeaseLost, [1])
+    with catalog.reading() as cursor:
+        assert backups.list_backups(cursor) == []
+
+
+# --- how a VM stands ------------------------------------------------------------------------------------------
+
+
+def stands(
+    cursor: Cursor, *, vm: str = VM, external_id: str = "vm/free", checkpoint: str = "free", **more: Any
+) -> Standing:
+    return standing(cursor, vm_uuid=vm, repository="nas_one", external_id=external_id, checkpoint=checkpoint, **more)
+
+
+def tip(cursor: Cursor, *, vm: str = VM) -> tuple[str | None, int | None]:
+    """The active checkpoint and the latest backup."""
+    found = stands(cursor, vm=vm)
+    return found.active_checkpoint, found.latest.backup_id if found.latest else None
+
+
 def test_the_latest_recorded_backup_is_the_newest_that_is_backed_up(catalog: Database) -> None:
     line = chain_of_three(catalog)
     recorded(catalog, full("backup-9"), repository="nas_two")
@@ -674,26 +762,43 @@ def test_the_latest_recorded_backup_is_the_newest_that_is_backed_up(catalog: Dat
         backups.fail(cursor, backup_id=failing, error="stopped")
         opened(cursor, full("backup-5"))
     with catalog.transaction() as cursor:
-        active, latest = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
-        assert active == "backup-3"
-        assert latest == backups.get(cursor, backup_id=line[2])
-        assert latest.volumes, "with its volumes"
-        assert backups.tip(cursor, vm_uuid=OTHER_VM, repository="nas_one") == (None, None)
+        assert tip(cursor) == ("backup-3", line[2])
+        latest = stands(cursor).latest
+        whole = backups.get(cursor, backup_id=line[2])
+        assert latest is not None
+        assert [getattr(latest, each.name) for each in fields(ChainLink)] == [
+            getattr(whole, each.name) for each in fields(ChainLink)
+        ]
+        assert [[getattr(volume, each.name) for each in fields(PastVolume)] for volume in latest.volumes] == [
+            [getattr(volume, each.name) for each in fields(PastVolume)] for volume in whole.volumes
+        ]
+        assert tip(cursor, vm=OTHER_VM) == (None, None)
         cursor.execute("UPDATE backup SET status = 'DeletePending' WHERE backup_id = %s", (line[2],))
-        _, before = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
-        assert before is not None
-        assert before.backup_id == line[1]
+        assert tip(cursor) == ("backup-3", line[1])
         cursor.execute("UPDATE backup SET status = 'DeletePending' WHERE status = 'BackedUp'")
-        assert backups.tip(cursor, vm_uuid=VM, repository="nas_one") == ("backup-3", None)
+        assert tip(cursor) == ("backup-3", None)
+
+
+def test_a_vm_that_was_never_backed_up_stands_nowhere(catalog: Database) -> None:
+    with catalog.reading() as cursor:
+        for vm, repository in ((VM, "nas_one"), (str(uuid4()), "nas_one"), (VM, "no such repository")):
+            found = standing(cursor, vm_uuid=vm, repository=repository, external_id="vm/x", checkpoint="backup-1")
+            assert found == Standing(active_checkpoint=None, recent=(), has_older=False, unfinished=(), is_taken=False)
 
 
 def test_a_clock_that_was_turned_back_does_not_change_what_is_latest(catalog: Database) -> None:
     recorded(catalog, full("backup-1"), created_at=BEGIN)
     newer = recorded(catalog, full("backup-2"), created_at=BEGIN - timedelta(days=400))
     with catalog.transaction() as cursor:
-        _, latest = backups.tip(cursor, vm_uuid=VM, repository="nas_one")
-    assert latest is not None
-    assert latest.backup_id == newer
+        assert tip(cursor) == ("backup-2", newer)
+
+
+def test_the_latest_is_found_behind_many_that_wait_to_be_deleted(catalog: Database) -> None:
+    line = [recorded(catalog, full(f"backup-{number}")) for number in range(MOSTLY + 3)]
+    with catalog.transaction() as cursor:
+        assert stands(cursor).has_older
+        cursor.execute("UPDATE backup SET status = 'Deleting' WHERE backup_id = ANY(%s)", (line[2:],))
+        assert tip(cursor) == (f"backup-{MOSTLY + 2}", line[1])
 
 
 def test_backups_are_listed_in_order_by_vm_and_state(catalog: Database) -> None:
@@ -733,8 +838,8 @@ def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Databa
     recorded(catalog, full(), external_id="vm/2026.01.31.22.00.05")
 
     def is_taken(external_id: str, checkpoint: str, *, vm: str = OTHER_VM) -> bool:
-        with catalog.transaction() as cursor:
-            return vms.is_taken(cursor, vm_uuid=vm, external_id=external_id, checkpoint=checkpoint)
+        with catalog.reading() as cursor:
+            return stands(cursor, vm=vm, external_id=external_id, checkpoint=checkpoint).is_taken
 
     with pytest.raises(CatalogConflict):
         recorded(catalog, full(), external_id="vm/2026.01.31.22.00.05", vm=OTHER_VM, repository="nas_two")
@@ -746,7 +851,7 @@ def test_an_external_id_names_one_backup_whatever_the_repository(catalog: Databa
     assert is_taken("vm/2026.01.31.22.00.06", "backup-8", vm=VM)
 
 
-def test_layer_sizes_go_back_as_far_as_an_estimate_asks_for(catalog: Database) -> None:
+def test_recent_backups_go_back_as_far_as_is_asked_for(catalog: Database) -> None:
     """A volume that was detached for two weeks is still known."""
     away = plan("DATA-2", source="/images/away.qcow2")
     with catalog.transaction() as cursor:
@@ -763,7 +868,11 @@ def test_layer_sizes_go_back_as_far_as_an_estimate_asks_for(catalog: Database) -
                     **{**COPIED, "bytes_written": number},
                 )
             backups.record(cursor, backup_id=backup_id, size=1)
-        layers = history.layer_sizes(cursor, vm_uuid=VM, repository="nas_one", plans=[plan(), away])
+        near, far = stands(cursor), stands(cursor, backups=FAR_BACK)
+    assert (near.has_older, far.has_older) == (True, False)
+    assert far.recent[:MOSTLY] == near.recent
+    assert list(layers_of(near.recent)) == [plan().source]
+    layers = layers_of(far.recent)
     assert [layer.bytes_written for layer in layers[plan().source]] == list(reversed(range(16)))
     assert [layer.bytes_written for layer in layers[away.source]] == [0]
 

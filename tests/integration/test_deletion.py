@@ -61,12 +61,12 @@ class Vault:
         with self.site.database.transaction() as cursor:
             lease = leases.acquire(cursor, vm_uuid=self.vm_uuid, vm=VM_NAME, holder=f"run of {external_id}")
         with self.site.database.transaction() as cursor:
-            leases.renew(cursor, vm_uuid=self.vm_uuid, vm=VM_NAME, token=lease.token)
             backup_id = backups.open_backup(
                 cursor,
                 decision=decision,
                 external_id=external_id,
                 vm_uuid=self.vm_uuid,
+                vm=VM_NAME,
                 host=self.site.host.name,
                 repository=self.site.repository.name,
                 run_id=lease.holder,

@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
                 external_id=backup.external_id,
                 attempts={volume.file: "a1" for volume in backup.volumes},
                 manifest=manifest.build(
-                    backup, repository_uuid=run.vault.site.repository_uuid(), recorded_at=BEGIN.isoformat()
+                    backup, repository_uuid=run.vault.site.repository_uuid, recorded_at=BEGIN.isoformat()
                 ),
             )
         except NasIo:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from nasbackup.catalog import Database, backups, repositories, vms
+from nasbackup.catalog.standing import standing
 from nasbackup.errors import BackupNotFound
 from nasbackup.model import BackupStatus, BackupType, Mode, Reason, Repository, RepositoryType
 from nasbackup.nas.shelf import read_shelf
@@ -188,7 +189,9 @@ def test_what_is_recovered_goes_to_its_place_and_not_before_the_newest(story: St
     order = [backup["external_id"] for backup in answer(database, "list")]
     assert order == [backup.external_id for backup in made]
     with database.transaction() as cursor:
-        _, latest = backups.tip(cursor, vm_uuid=story.machine.uuid, repository=repository.name)
+        latest = standing(
+            cursor, vm_uuid=story.machine.uuid, repository=repository.name, external_id="", checkpoint=""
+        ).latest
         assert latest is not None
         assert latest.external_id == made[-1].external_id
     assert story.backup().type is BackupType.INCREMENTAL, "the active checkpoint is still that of the latest"

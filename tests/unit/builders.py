@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,10 @@ from nasbackup.model import (
     BackupStatus,
     BackupType,
     BackupVolume,
+    ChainLink,
     Consistency,
+    PastBackup,
+    PastVolume,
     Reason,
     Vm,
     VmState,
@@ -84,3 +87,14 @@ def backup(*volumes: BackupVolume, **changes: Any) -> Backup:
         ),
         **changes,
     )
+
+
+def past_volume(source: str = ROOT, **changes: Any) -> PastVolume:
+    of = backup_volume(source)
+    return replace(PastVolume(**{field.name: getattr(of, field.name) for field in fields(PastVolume)}), **changes)
+
+
+def past_backup(*volumes: PastVolume, **changes: Any) -> PastBackup:
+    """What the next backup has to know of ``backup()``."""
+    shared = {field.name: getattr(backup(), field.name) for field in fields(ChainLink)}
+    return replace(PastBackup(**shared, volumes=volumes or (past_volume(ROOT), past_volume(DATA))), **changes)

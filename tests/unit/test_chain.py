@@ -22,7 +22,7 @@ from nasbackup.model import (
 )
 from nasbackup.settings import Settings
 
-from tests.unit.builders import CHAIN_ID, DATA, GIB, ROOT, backup, backup_volume, vm, volume
+from tests.unit.builders import CHAIN_ID, DATA, GIB, ROOT, past_backup, past_volume, vm, volume
 
 NEW_CHECKPOINT = "backup-2"
 NEW_CHAIN = "5b1f2c1e-0000-4000-8000-0000000000c2"
@@ -36,7 +36,7 @@ def incremental_state(**changes: Any) -> ChainState:
             mode=Mode.AUTO,
             settings=Settings(),
             active_checkpoint="backup-1",
-            latest=backup(),
+            latest=past_backup(),
             usable_bitmaps={ROOT: True, DATA: True},
         ),
         **changes,
@@ -95,6 +95,7 @@ def test_row_9_an_incremental_stands_on_the_latest_backup() -> None:
         chain_id=CHAIN_ID,
         chain_position=1,
         parent_id=17,
+        parent="i-2-1234-VM/2026.01.31.22.00.05",
         volumes=decision.volumes,
     )
     assert [plan.type for plan in decision.volumes] == [BackupType.INCREMENTAL] * 2
@@ -120,14 +121,16 @@ def test_no_recorded_backup_at_all_is_a_mismatch_with_the_active_checkpoint() ->
 
 
 def test_a_latest_backup_outside_every_chain_is_a_mismatch() -> None:
-    assert decide(incremental_state(latest=backup(checkpoint=None))).reason is Reason.LATEST_BACKUP_MISMATCH
+    assert decide(incremental_state(latest=past_backup(checkpoint=None))).reason is Reason.LATEST_BACKUP_MISMATCH
 
 
 # --- full.every -----------------------------------------------------------------------------------------------
 
 
 def with_full_every(full_every: int, *, position: int) -> ChainDecision:
-    return decide(incremental_state(settings=Settings(full_every=full_every), latest=backup(chain_position=position)))
+    return decide(
+        incremental_state(settings=Settings(full_every=full_every), latest=past_backup(chain_position=position))
+    )
 
 
 @pytest.mark.parametrize("full_every", [0, 1])
@@ -206,7 +209,7 @@ def plan_of_data(state: ChainState) -> tuple[BackupType, VolumeReason, str | Non
 
 
 def test_a_new_volume_is_full_inside_the_incremental() -> None:
-    assert plan_of_data(incremental_state(latest=backup(backup_volume(ROOT)))) == (
+    assert plan_of_data(incremental_state(latest=past_backup(past_volume(ROOT)))) == (
         BackupType.FULL,
         VolumeReason.NEW_VOLUME,
         None,
@@ -268,8 +271,8 @@ def test_a_volume_that_can_have_no_bitmap_is_full_whatever_is_said_of_it(without
 
 
 def test_a_full_layer_inside_the_parent_can_be_built_upon() -> None:
-    parent = backup(
-        backup_volume(ROOT), backup_volume(DATA, reason=VolumeReason.NEW_VOLUME), chain_position=1, parent_id=3
+    parent = past_backup(
+        past_volume(ROOT, type=BackupType.INCREMENTAL), past_volume(DATA, type=BackupType.FULL), chain_position=1
     )
     assert plan_of_data(incremental_state(latest=parent))[0] is BackupType.INCREMENTAL
 
@@ -281,7 +284,7 @@ def test_mixed_volumes_are_each_named_with_their_reason() -> None:
         volume("/images/NEW-3.qcow2", target="vdc"),
         volume("/images/RAW-4.img", target="vdd", format="raw"),
     )
-    latest = backup(backup_volume(ROOT), backup_volume(DATA), backup_volume("/images/RAW-4.img", format="raw"))
+    latest = past_backup(past_volume(ROOT), past_volume(DATA), past_volume("/images/RAW-4.img"))
     decision = decide(incremental_state(vm=mixed, latest=latest, usable_bitmaps=dict.fromkeys((ROOT, DATA), True)))
     assert [plan.reason for plan in decision.volumes] == [
         VolumeReason.INCREMENTAL,
@@ -320,7 +323,7 @@ def test_files_are_named_by_role_and_volume_and_backed_by_the_parents_file() -> 
 
 
 def test_the_backing_reference_is_the_file_that_the_parent_really_has() -> None:
-    parent = backup(backup_volume(ROOT, file="datadisk.other-name.qcow2"), backup_volume(DATA))
+    parent = past_backup(past_volume(ROOT, file="datadisk.other-name.qcow2"), past_volume(DATA))
     assert decide(incremental_state(latest=parent)).volumes[0].backing == (
         "../2026.01.31.22.00.05/datadisk.other-name.qcow2"
     )
@@ -353,8 +356,8 @@ def machines(draw: st.DrawFn) -> Vm:
 @st.composite
 def states(draw: st.DrawFn) -> ChainState:
     checkpoints = st.sampled_from(["backup-1", "backup-1", "backup-0", None])
-    parts = [backup_volume(source) for source in draw(st.lists(st.sampled_from(SOURCES), min_size=1, unique=True))]
-    latest = backup(*parts, checkpoint=draw(checkpoints), chain_position=draw(st.integers(0, 12)))
+    parts = [past_volume(source) for source in draw(st.lists(st.sampled_from(SOURCES), min_size=1, unique=True))]
+    latest = past_backup(*parts, checkpoint=draw(checkpoints), chain_position=draw(st.integers(0, 12)))
     return ChainState(
         vm=draw(machines()),
         mode=draw(st.sampled_from([Mode.AUTO, Mode.AUTO, Mode.AUTO, Mode.FULL])),

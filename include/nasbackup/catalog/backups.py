@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.catalog.rows import INSERT_AND_SELECT, INSERT_VOLUMES, SELECT, as_backup, decided, fetch
-from nasbackup.catalog.vms import ACTIVE_CHECKPOINT
-from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen
+from nasbackup.catalog.leases import LEASE_SECONDS
+from nasbackup.catalog.rows import INSERT_IF_HELD, INSERT_VOLUMES, SELECT, decided, fetch
+from nasbackup.errors import AttemptSuperseded, BackupNotFound, BackupNotOpen, LeaseLost
 from nasbackup.handling import Compression
-from nasbackup.model import Backup, BackupStatus, ChainDecision, Consistency
+from nasbackup.model import Backup, BackupStatus, BackupVolume, ChainDecision, Consistency
 
 _LINE = """
     WITH RECURSIVE line AS (
@@ -22,18 +24,6 @@ _LINE = """
         SELECT p.backup_id, p.parent_id FROM backup p JOIN line ON p.backup_id = line.parent_id
     )
 """
-
-# Numbers, not conditions on what is joined: then the index ends at the first, however many there are.
-_TIP = f"""
-    SELECT ({ACTIVE_CHECKPOINT}) AS active, latest.*
-      FROM (SELECT) always LEFT JOIN LATERAL (
-           {SELECT}
-            WHERE b.vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s)
-              AND b.repository_id = (SELECT repository_id FROM repository WHERE name = %(repository)s)
-              AND b.status = 'BackedUp'
-            ORDER BY b.begun DESC LIMIT 1
-      ) latest ON true
-"""  # noqa: S608 - of this package's own making
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -71,28 +61,9 @@ def list_backups(
     return select_where(cursor, "vm.name = %s AND b.status = ANY(%s)", (vm, wanted))
 
 
-def tip(cursor: Cursor, *, vm_uuid: str, repository: str) -> tuple[str | None, Backup | None]:
-    """The active checkpoint, and the newest BackedUp backup of this VM in this repository: as of one moment.
-
-    The newest by order of begin, which no clock can turn round.
-    """
-    cursor.execute(_TIP, {"vm_uuid": vm_uuid, "repository": repository})
-    (row,) = cursor.fetchall()
-    return row["active"], as_backup(row) if row["backup_id"] is not None else None
-
-
-def unfinished(cursor: Cursor, *, vm_uuid: str) -> list[Backup]:
-    """Backups of this VM that are being made or were left by a run that died, and failed ones not cleaned up yet."""
-    cursor.execute(
-        """
-        SELECT backup_id FROM backup
-         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
-           AND (status = 'BackingUp' OR (status = 'Failed' AND cleaned_at IS NULL))
-        """,
-        (vm_uuid,),
-    )
-    found = [row["backup_id"] for row in cursor.fetchall()]  # none, nearly always: then the joins below are saved
-    return select_where(cursor, "b.backup_id = ANY(%s)", (found,)) if found else []
+def get_many(cursor: Cursor, *, backup_ids: Sequence[int]) -> list[Backup]:
+    """Those that exist of these, in the order they were begun."""
+    return select_where(cursor, "b.backup_id = ANY(%s)", (list(backup_ids),))
 
 
 def select_where(cursor: Cursor, condition: str, values: Sequence[Any]) -> list[Backup]:
@@ -118,6 +89,7 @@ def open_backup(
     decision: ChainDecision,
     external_id: str,
     vm_uuid: str,
+    vm: str,
     host: str,
     repository: str,
     run_id: str,
@@ -125,23 +97,53 @@ def open_backup(
     created_at: datetime,
     request: Mapping[str, Any] | None = None,
 ) -> Backup:
-    """Announce a backup: from this moment on nobody can delete its parent."""
+    """Announce a backup: from this moment on nobody can delete its parent.
+
+    The lease is renewed by it, in the same statement. Raises LeaseLost, with nothing written, when the token is not
+    the lease's any more.
+    """
+    document = json.loads(json.dumps(request or {}))
     cursor.execute(
-        INSERT_AND_SELECT,
+        INSERT_IF_HELD,
         {
             **decided(decision),
             "vm_uuid": vm_uuid,
             "repository": repository,
             "external_id": external_id,
             "host": host,
-            "request": Json(dict(request or {})),
+            "request": Json(document),
             "run_id": run_id,
             "lease_token": lease_token,
+            "seconds": LEASE_SECONDS,
             "created_at": created_at,
         },
     )
-    (backup,) = fetch(cursor)
-    return backup
+    row = cursor.fetchone()
+    if row is None:
+        raise LeaseLost(vm=vm, holder=run_id)
+    # What reading it back would bring, but for the time that this takes: a test compares the two.
+    return Backup(
+        backup_id=row["backup_id"],
+        external_id=external_id,
+        vm=vm,
+        vm_uuid=vm_uuid,
+        host=host,
+        repository=repository,
+        type=decision.type,
+        status=BackupStatus.BACKING_UP,
+        reason=decision.reason,
+        explanation=decision.explanation,
+        vm_state=decision.vm_state,
+        chain_id=decision.chain_id,
+        chain_position=decision.chain_position,
+        parent_id=decision.parent_id,
+        parent=decision.parent,
+        checkpoint=decision.checkpoint,
+        created_at=created_at,
+        request=document,
+        run_id=run_id,
+        volumes=tuple(BackupVolume(**asdict(plan)) for plan in decision.volumes),
+    )
 
 
 def replan(cursor: Cursor, *, backup_id: int, decision: ChainDecision) -> None:

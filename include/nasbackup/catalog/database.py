@@ -63,11 +63,18 @@ class Database:
         """
         return self._connected(autocommit=False)
 
+    def autocommit(self) -> AbstractContextManager[Cursor]:
+        """One statement that changes something: it is a transaction of its own, and is committed when it ends.
+
+        BEGIN and COMMIT would be two round trips more. Raises CatalogUnreachable.
+        """
+        return self._connected(autocommit=True)
+
     def reading(self) -> AbstractContextManager[Cursor]:
         """For looking only: every statement stands alone, and sees what was committed when it began.
 
-        So it does in a transaction, too (PostgreSQL's READ COMMITTED), which costs two round trips more. Nothing is
-        locked, and what a statement would change were committed at once. Raises CatalogUnreachable.
+        So it does in a transaction, too (PostgreSQL's READ COMMITTED), which costs two round trips more. Raises
+        CatalogUnreachable.
         """
         return self._connected(autocommit=True)
 

@@ -15,6 +15,11 @@ LEASE_SECONDS = 900
 
 _THIS_VM = "SELECT vm_id FROM vm WHERE uuid = %(uuid)s"
 
+RENEW = """
+    UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+     WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s) AND token = %(lease_token)s
+"""
+
 _TAKE = """
     INSERT INTO lease AS l (vm_id, holder, expires_at)
     SELECT vm_id, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s) FROM this_vm
@@ -73,13 +78,7 @@ def renew(cursor: Cursor, *, vm_uuid: str, vm: str, token: int, seconds: int = L
 
     Raises LeaseLost when the token is not the lease's any more.
     """
-    cursor.execute(
-        """
-        UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => %s)
-         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s) AND token = %s
-        """,
-        (seconds, vm_uuid, token),
-    )
+    cursor.execute(RENEW, {"vm_uuid": vm_uuid, "lease_token": token, "seconds": seconds})
     if cursor.rowcount == 0:
         raise LeaseLost(vm=vm, holder=f"The holder of token {token}")
 

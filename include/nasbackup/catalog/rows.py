@@ -10,6 +10,7 @@ from typing import Any
 from psycopg2.extras import Json
 
 from nasbackup.catalog.database import Cursor
+from nasbackup.catalog.leases import RENEW
 from nasbackup.handling import Compression
 from nasbackup.model import (
     Backup,
@@ -26,18 +27,14 @@ from nasbackup.model import (
 # --- reading --------------------------------------------------------------------------------------------------
 
 
-def _select(*, backup: str, volume: str) -> str:
-    # Columns of later migrations are named as well: an older catalog then says that it is one (CatalogOutdated).
-    # The parent is no join: a table joined with itself, with all its indexes, takes longer to plan than to read.
-    return f"""
+# Columns of later migrations are named as well: an older catalog then says that it is one (CatalogOutdated).
+# The parent is no join: a table joined with itself, with all its indexes, takes longer to plan than to read.
+SELECT = """
     SELECT b.*, b.begun, b.pinned_at, vm.name AS vm, vm.uuid AS vm_uuid, r.name AS repository,
            (SELECT p.external_id FROM backup p WHERE p.backup_id = b.parent_id) AS parent,
-           (SELECT json_agg(v ORDER BY v.ordinal) FROM {volume} v WHERE v.backup_id = b.backup_id) AS volumes
-      FROM {backup} b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
-    """  # noqa: S608 - names that are in this file
-
-
-SELECT = _select(backup="backup", volume="backup_volume")
+           (SELECT json_agg(v ORDER BY v.ordinal) FROM backup_volume v WHERE v.backup_id = b.backup_id) AS volumes
+      FROM backup b JOIN vm USING (vm_id) JOIN repository r USING (repository_id)
+"""
 """What ``fetch`` understands; conditions are on ``b``, ``vm`` and ``r``. One round trip brings backups and volumes."""
 
 
@@ -97,33 +94,33 @@ def as_backup(row: Mapping[str, Any]) -> Backup:
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-def _insert_volumes(*, backup_id: str) -> str:
+def _insert_volumes(*, of: str) -> str:
     return f"""
     INSERT INTO backup_volume (backup_id, ordinal, name, source, target, format, file, virtual_size, type, reason,
                                backing)
-    SELECT {backup_id}, v.ordinal, v.name, v.source, v.target, v.format, v.file, v.virtual_size, v.type, v.reason,
+    SELECT b.backup_id, v.ordinal, v.name, v.source, v.target, v.format, v.file, v.virtual_size, v.type, v.reason,
            v.backing
-      FROM json_populate_recordset(NULL::backup_volume, %(volumes)s) v
-    """  # noqa: S608 - an expression that is in this file
+      FROM {of} b, json_populate_recordset(NULL::backup_volume, %(volumes)s) v
+    """  # noqa: S608 - a table that is in this file
 
 
-INSERT_VOLUMES = _insert_volumes(backup_id="%(backup_id)s")
+INSERT_VOLUMES = _insert_volumes(of="(SELECT %(backup_id)s AS backup_id)")
 
-INSERT_AND_SELECT = f"""
-    WITH opened AS (
+INSERT_IF_HELD = f"""
+    WITH held AS ({RENEW} RETURNING vm_id, token), opened AS (
         INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_id,
                             chain_position, parent_id, checkpoint, vm_state, host, request, run_id, lease_token,
                             created_at)
-        VALUES ((SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s),
-                (SELECT repository_id FROM repository WHERE name = %(repository)s),
-                %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
-                %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(vm_state)s, %(host)s, %(request)s, %(run_id)s,
-                %(lease_token)s, %(created_at)s)
-        RETURNING *
-    ), planned AS ({_insert_volumes(backup_id="(SELECT backup_id FROM opened)")} RETURNING *)
-    {_select(backup="opened", volume="planned")}
+        SELECT held.vm_id, (SELECT repository_id FROM repository WHERE name = %(repository)s),
+               %(external_id)s, %(type)s, 'BackingUp', %(reason)s, %(explanation)s, %(chain_id)s,
+               %(chain_position)s, %(parent_id)s, %(checkpoint)s, %(vm_state)s, %(host)s, %(request)s, %(run_id)s,
+               held.token, %(created_at)s
+          FROM held
+        RETURNING backup_id
+    ), planned AS ({_insert_volumes(of="opened")})
+    TABLE opened
 """  # noqa: S608 - what is above
-"""A backup with its volumes, and what ``SELECT`` would say of it afterwards."""
+"""A backup with its volumes; nothing, and no row, unless the lease is held."""
 
 
 def decided(decision: ChainDecision) -> dict[str, Any]:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
 
-ACTIVE_CHECKPOINT = """
-    SELECT checkpoint FROM active_checkpoint
-     WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s)
-       AND repository_id = (SELECT repository_id FROM repository WHERE name = %(repository)s)
-"""
-
 REGISTER = """
     INSERT INTO vm (uuid, name, host) VALUES (%(uuid)s, %(name)s, %(host)s)
     ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
@@ -37,7 +31,14 @@ def find_uuid(cursor: Cursor, *, name: str, host: str) -> str | None:
 
 def active_checkpoint(cursor: Cursor, *, vm_uuid: str, repository: str) -> str | None:
     """The checkpoint of the last recorded backup; None means that the next one is full."""
-    cursor.execute(ACTIVE_CHECKPOINT, {"vm_uuid": vm_uuid, "repository": repository})
+    cursor.execute(
+        """
+        SELECT checkpoint FROM active_checkpoint
+         WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %s)
+           AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)
+        """,
+        (vm_uuid, repository),
+    )
     row = cursor.fetchone()
     return row["checkpoint"] if row else None
 
@@ -93,19 +94,3 @@ def checkpoints_in_use(cursor: Cursor, *, vm_uuid: str) -> frozenset[str]:
         {"uuid": vm_uuid},
     )
     return frozenset(row["checkpoint"] for row in cursor.fetchall())
-
-
-def is_taken(cursor: Cursor, *, vm_uuid: str, external_id: str, checkpoint: str) -> bool:
-    """Whether a backup in any repository has this external id, or the VM has had a checkpoint of this name."""
-    cursor.execute(
-        """
-        WITH this AS (SELECT vm_id FROM vm WHERE uuid = %(uuid)s)
-        SELECT EXISTS (SELECT 1 FROM backup WHERE external_id = %(external_id)s)
-            OR EXISTS (SELECT 1 FROM backup WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
-            OR EXISTS (SELECT 1 FROM retired_checkpoint WHERE vm_id = (TABLE this) AND checkpoint = %(checkpoint)s)
-               AS taken
-        """,
-        {"uuid": vm_uuid, "external_id": external_id, "checkpoint": checkpoint},
-    )
-    row = cursor.fetchone()
-    return bool(row and row["taken"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from nasbackup import chain, layout
-from nasbackup.catalog import Cursor, backups, history, leases, vms
+from nasbackup import chain, estimate, layout
+from nasbackup.catalog import backups, leases
+from nasbackup.catalog.standing import FAR_BACK, MOSTLY, Standing, standing
 from nasbackup.errors import NasError
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
 from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Vm
@@ -35,20 +37,26 @@ def decide_chain(
     with connect(site.host) as hypervisor:
         vm = observe_vm(hypervisor, request=request)
         site.root()
-        with site.database.transaction() as cursor:
+        with site.database.autocommit() as cursor:
             lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
-            remains = backups.unfinished(cursor, vm_uuid=vm.uuid)
         try:
-            backup = _resume(site, hypervisor, remains=remains, lease=lease, run_id=run_id) or _announce(
-                site,
-                hypervisor,
-                vm=vm,
-                request=request,
-                settings=settings,
-                lease=lease,
-                run_id=run_id,
-                now=now or datetime.now(UTC),
-            )
+            when, stands = _next_name(site, hypervisor, vm=vm, now=now or datetime.now(UTC))
+            backup = None
+            if stands.unfinished:
+                backup = _resume(site, hypervisor, unfinished=stands.unfinished, lease=lease, run_id=run_id)
+                stands = _stands(site, vm=vm, when=when)
+            if backup is None:
+                decision = _decide(
+                    site, hypervisor, vm=vm, request=request, settings=settings, stands=stands, when=when
+                )
+                backup = _announce(
+                    site,
+                    vm=vm,
+                    decision=decision,
+                    request=as_document(request, settings=settings),
+                    lease=lease,
+                    when=when,
+                )
         except BaseException:
             with site.database.transaction() as cursor:
                 leases.release(cursor, vm_uuid=vm.uuid, token=lease.token)
@@ -61,7 +69,9 @@ def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: 
     """Make the decision anew, before anything was begun: the VM was started or stopped since."""
     request, settings = request_of(backup), settings_of(backup)
     vm = observe_vm(hypervisor, request=request)
-    decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=backup.created_at)
+    when = backup.created_at
+    stands = _stands(site, vm=vm, when=when)
+    decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, stands=stands, when=when)
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=ticket.vm_uuid, vm=ticket.vm, token=ticket.lease_token)
         backups.replan(cursor, backup_id=backup.backup_id, decision=decision)
@@ -71,9 +81,11 @@ def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: 
 
 
 def _resume(
-    site: Site, hypervisor: Hypervisor, *, remains: Sequence[Backup], lease: Lease, run_id: str
+    site: Site, hypervisor: Hypervisor, *, unfinished: Sequence[int], lease: Lease, run_id: str
 ) -> Backup | None:
     """The row that an earlier attempt of this run wrote; what other, dead runs left is cleaned up first."""
+    with site.database.reading() as cursor:
+        remains = backups.get_many(cursor, backup_ids=unfinished)
     mine = None
     for backup in remains:
         if backup.run_id == run_id and backup.status is BackupStatus.BACKING_UP:
@@ -108,59 +120,66 @@ def _resume(
     return mine
 
 
-def _announce(
+def _next_name(site: Site, hypervisor: Hypervisor, *, vm: Vm, now: datetime) -> tuple[datetime, Standing]:
+    """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
+    existing = checkpoints.names(hypervisor.domain(name=vm.name))
+    when = now.replace(microsecond=0)
+    while layout.checkpoint_name(when=when) in existing or (stands := _stands(site, vm=vm, when=when)).is_taken:
+        when += timedelta(seconds=1)
+    return when, stands
+
+
+def _stands(site: Site, *, vm: Vm, when: datetime, backups: int = MOSTLY) -> Standing:
+    with site.database.reading() as cursor:
+        return standing(
+            cursor,
+            vm_uuid=vm.uuid,
+            repository=site.repository.name,
+            external_id=layout.external_id(vm=vm.name, when=when),
+            checkpoint=layout.checkpoint_name(when=when),
+            backups=backups,
+        )
+
+
+def _decide(
     site: Site,
     hypervisor: Hypervisor,
     *,
     vm: Vm,
     request: BackupRequest,
     settings: Settings,
-    lease: Lease,
-    run_id: str,
-    now: datetime,
+    stands: Standing,
+    when: datetime,
+) -> ChainDecision:
+    """The decision, for which there is room. Raises RepositoryFull, HostNotReady."""
+    state = chain_state(hypervisor, vm=vm, request=request, settings=settings, stands=stands)
+    decision = chain.decide_chain(
+        state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
+    )
+    layers = estimate.layers_of(stands.recent)
+    if stands.has_older and not estimate.are_enough(decision.volumes, history=layers):
+        layers = estimate.layers_of(_stands(site, vm=vm, when=when, backups=FAR_BACK).recent)
+    require_room(site, vm=vm, decision=decision, layers=layers)
+    return decision
+
+
+def _announce(
+    site: Site, *, vm: Vm, decision: ChainDecision, request: Mapping[str, Any], lease: Lease, when: datetime
 ) -> Backup:
-    existing = checkpoints.names(hypervisor.domain(name=vm.name))
-    with site.database.reading() as cursor:
-        when = _free_second(cursor, now=now, vm=vm, existing=existing)
-    decision = _decide(site, hypervisor, vm=vm, request=request, settings=settings, when=when)
-    with site.database.transaction() as cursor:
-        leases.renew(cursor, vm_uuid=vm.uuid, vm=vm.name, token=lease.token)
+    with site.database.autocommit() as cursor:
         return backups.open_backup(
             cursor,
             decision=decision,
             external_id=layout.external_id(vm=vm.name, when=when),
             vm_uuid=vm.uuid,
+            vm=vm.name,
             host=site.host.name,
             repository=site.repository.name,
-            request=as_document(request, settings=settings),
-            run_id=run_id,
+            request=request,
+            run_id=lease.holder,
             lease_token=lease.token,
             created_at=when,
         )
-
-
-def _decide(
-    site: Site, hypervisor: Hypervisor, *, vm: Vm, request: BackupRequest, settings: Settings, when: datetime
-) -> ChainDecision:
-    """The decision, for which there is room. Raises RepositoryFull, HostNotReady."""
-    state = chain_state(site, hypervisor, vm=vm, request=request, settings=settings)
-    decision = chain.decide_chain(
-        state, new_checkpoint=layout.checkpoint_name(when=when), new_chain_id=str(uuid.uuid4())
-    )
-    with site.database.reading() as cursor:
-        layers = history.layer_sizes(cursor, vm_uuid=vm.uuid, repository=site.repository.name, plans=decision.volumes)
-    require_room(site, vm=vm, decision=decision, layers=layers)
-    return decision
-
-
-def _free_second(cursor: Cursor, *, now: datetime, vm: Vm, existing: frozenset[str]) -> datetime:
-    """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
-    when = now.replace(microsecond=0)
-    while (checkpoint := layout.checkpoint_name(when=when)) in existing or vms.is_taken(
-        cursor, vm_uuid=vm.uuid, external_id=layout.external_id(vm=vm.name, when=when), checkpoint=checkpoint
-    ):
-        when += timedelta(seconds=1)
-    return when
 
 
 def _ticket(backup: Backup, *, lease: Lease) -> Ticket:

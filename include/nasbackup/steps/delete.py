@@ -102,7 +102,7 @@ def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
 def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
     """delete(B), by the holder of the lease: this backup, and each parent that only waited for it."""
     removed: list[Removal] = []
-    identity = store.repository_uuid()
+    identity = store.repository_uuid
     current: Backup | None = backup
     while current is not None:
         with store.database.transaction() as cursor:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.catalog import backups
+from nasbackup.catalog.standing import Standing
 from nasbackup.chain import ChainState
 from nasbackup.errors import NothingToBackUp, UnknownVolume
 from nasbackup.hypervisor import Hypervisor, checkpoints, inventory
 from nasbackup.model import SkippedDisk, Vm, VmState, Volume
 from nasbackup.settings import Settings
-from nasbackup.steps.ticket import BackupRequest, Site
+from nasbackup.steps.ticket import BackupRequest
 
 
 def observe_vm(hypervisor: Hypervisor, *, request: BackupRequest) -> Vm:
@@ -32,11 +32,10 @@ def observe_vm(hypervisor: Hypervisor, *, request: BackupRequest) -> Vm:
 
 
 def chain_state(
-    site: Site, hypervisor: Hypervisor, *, vm: Vm, request: BackupRequest, settings: Settings
+    hypervisor: Hypervisor, *, vm: Vm, request: BackupRequest, settings: Settings, stands: Standing
 ) -> ChainState:
     """Everything that decide_chain looks at."""
-    with site.database.reading() as cursor:
-        active, latest = backups.tip(cursor, vm_uuid=vm.uuid, repository=site.repository.name)
+    active, latest = stands.active_checkpoint, stands.latest
     usable = {}
     if active is not None and latest is not None and (vm.state.has_qemu or settings.stopped_incremental_enabled):
         covered = [volume.source for volume in latest.volumes]

@@ -50,7 +50,7 @@ def record(site: Site, *, ticket: Ticket) -> Backup:
         manifest=manifest.build(
             backup,
             level=level,
-            repository_uuid=site.repository_uuid(),
+            repository_uuid=site.repository_uuid,
             recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
             state=saved,
             state_missing=missing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from nasbackup import layout
@@ -53,11 +54,11 @@ class Store:
 
     def root(self) -> Path:
         """The repository's root, after the check that it is that. Raises NotARepository, UnknownRepository."""
-        return watched(
-            self.repository, "reading the marker", open_root, self.repository, identity=self.repository_uuid()
-        )
+        return watched(self.repository, "reading the marker", open_root, self.repository, identity=self.repository_uuid)
 
+    @cached_property
     def repository_uuid(self) -> str:
+        """A name keeps its identity for ever: it is asked for once. Raises UnknownRepository."""
         with self.database.reading() as cursor:
             return repositories.get(cursor, name=self.repository.name).uuid
 

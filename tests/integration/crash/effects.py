@@ -127,7 +127,16 @@ def _wrap_catalog(effects: Effects) -> None:
         if row is not None and row["wrote"]:
             effects.happened("commit")
 
+    autocommit = Database.autocommit
+
+    @contextlib.contextmanager
+    def counted_autocommit(self: Database) -> Iterator[Cursor]:
+        with autocommit(self) as cursor:
+            yield cursor
+        effects.happened("commit")
+
     Database.transaction = wrapper  # type: ignore[method-assign]
+    Database.autocommit = counted_autocommit  # type: ignore[method-assign]
 
 
 def _wrap_open(effects: Effects) -> None:
