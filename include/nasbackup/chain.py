@@ -14,8 +14,6 @@ from nasbackup.model import (
     BackupType,
     ChainDecision,
     Mode,
-    PastBackup,
-    PastVolume,
     Reason,
     Vm,
     VmState,
@@ -23,6 +21,7 @@ from nasbackup.model import (
     VolumePlan,
     VolumeReason,
 )
+from nasbackup.past import PastBackup, PastVolume
 from nasbackup.settings import Settings
 
 
@@ -136,6 +135,7 @@ class _Full:
             chain_id=chain_id,
             chain_position=0,
             parent_id=None,
+            parent=None,
             volumes=_plan_volumes(self.state, parent=None),
         )
 

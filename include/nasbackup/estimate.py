@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nasbackup.model import BackupType, PastBackup, VolumePlan
+from nasbackup.model import BackupType, VolumePlan
+from nasbackup.past import PastBackup
 
 MIB = 1 << 20
 CLUSTER = 64 * 1024

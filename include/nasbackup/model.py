@@ -211,7 +211,7 @@ class ChainDecision:
     chain_id: str | None
     chain_position: int
     parent_id: int | None
-    parent: str | None = None
+    parent: str | None
     """The external id of the parent."""
     volumes: tuple[VolumePlan, ...]
 
@@ -251,25 +251,6 @@ class ChainLink:
     def directory(self) -> str:
         """The last part of the external id: the backup's directory inside the VM's."""
         return self.external_id.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PastVolume:
-    """As much of a volume of an earlier backup as the next one depends on."""
-
-    source: str
-    file: str
-    virtual_size: int
-    type: BackupType
-    bytes_read: int | None
-    bytes_written: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PastBackup(ChainLink):
-    """As much of an earlier backup as the next one depends on."""
-
-    volumes: tuple[PastVolume, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

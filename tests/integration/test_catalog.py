@@ -39,13 +39,13 @@ from nasbackup.model import (
     ChainLink,
     Consistency,
     Lease,
-    PastVolume,
     Reason,
     Repository,
     RepositoryType,
     VolumePlan,
     VolumeReason,
 )
+from nasbackup.past import PastVolume
 
 T = TypeVar("T")
 
@@ -109,6 +109,7 @@ def full(checkpoint: str | None = "backup-1", *, volumes: Sequence[VolumePlan] =
             chain_id=CHAIN,
             chain_position=0,
             parent_id=None,
+            parent=None,
             volumes=tuple(volumes) or (plan(),),
         ),
         **changes,
@@ -425,7 +426,7 @@ def test_a_takeover_waits_for_what_the_holder_writes_in_its_transaction(catalog:
 
 def test_taking_a_lease_notes_where_the_vm_is_now_unless_it_is_refused(catalog: Database) -> None:
     def take(holder: str, *, uuid: str, name: str, host: str) -> Lease:
-        with catalog.transaction() as cursor:
+        with catalog.autocommit() as cursor:
             return leases.acquire_and_register(cursor, vm_uuid=uuid, vm=name, host=host, holder=holder)
 
     new = str(uuid4())
@@ -675,10 +676,8 @@ def test_the_lineage_is_the_full_first_and_the_backup_last(catalog: Database) ->
     assert parents == [None, *ids[:2]]
 
 
-def test_a_backup_is_announced_by_the_holder_of_the_lease_only(catalog: Database) -> None:
-    lease = acquire(catalog, "run-1")
-    expire(catalog)
-    announce = {
+def announcement() -> dict[str, Any]:
+    return {
         "decision": full(),
         "external_id": "i-2-1-VM/x",
         "vm_uuid": VM,
@@ -688,16 +687,21 @@ def test_a_backup_is_announced_by_the_holder_of_the_lease_only(catalog: Database
         "run_id": "run-1",
         "created_at": BEGIN,
     }
+
+
+def test_a_backup_is_announced_by_the_holder_of_the_lease_only(catalog: Database) -> None:
+    lease = acquire(catalog, "run-1")
+    expire(catalog)
     acquire(catalog, "run-2")
-    refused = pytest.raises(LeaseLost, match="run-1 no longer holds the lease of VM i-2-1-VM")
+    refused = pytest.raises(LeaseLost, match=f"token {lease.token} no longer holds the lease of VM i-2-1-VM")
     with refused, catalog.autocommit() as cursor:
-        backups.open_backup(cursor, **announce, lease_token=lease.token)
+        backups.open_backup(cursor, **announcement(), lease_token=lease.token)
     with catalog.reading() as cursor:
         assert backups.list_backups(cursor) == []
     expire(catalog)
     held = acquire(catalog, "run-1", seconds=5)
     with catalog.autocommit() as cursor:
-        backups.open_backup(cursor, **announce, lease_token=held.token)
+        backups.open_backup(cursor, **announcement(), lease_token=held.token)
     with pytest.raises(VmBusy), catalog.transaction() as cursor:  # it was renewed by that
         leases.acquire(cursor, vm_uuid=VM, vm="i-2-1-VM", holder="run-2")
     with catalog.reading() as cursor:
@@ -708,33 +712,27 @@ def test_a_backup_is_announced_by_the_holder_of_the_lease_only(catalog: Database
 def test_who_announces_while_the_lease_changes_hands_is_refused(catalog: Database) -> None:
     lease = acquire(catalog, "run-1")
     expire(catalog)
-    taken, written = threading.Event(), []
+    taken = threading.Event()
 
     def rival() -> None:
         with catalog.transaction() as cursor:
             leases.acquire(cursor, vm_uuid=VM, vm="i-2-1-VM", holder="run-2")
             taken.set()
-            time.sleep(0.5)  # the other one asks meanwhile, and has to wait for what comes of this
-            written.append(1)
+            for _ in range(3000):  # until the other one has asked, and has to wait for what comes of this
+                cursor.execute("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted")
+                row = cursor.fetchone()
+                if row and row["n"]:
+                    return
+                time.sleep(0.01)
+            raise AssertionError("who announces did not wait")
 
     def holder() -> None:
-        taken.wait(10)
+        assert taken.wait(10)
         with catalog.autocommit() as cursor:
-            backups.open_backup(
-                cursor,
-                decision=full(),
-                external_id="i-2-1-VM/x",
-                vm_uuid=VM,
-                vm="i-2-1-VM",
-                host="kvm_one",
-                repository="nas_one",
-                run_id="run-1",
-                lease_token=lease.token,
-                created_at=BEGIN,
-            )
+            backups.open_backup(cursor, **announcement(), lease_token=lease.token)
 
     done, refused = together(rival, holder)
-    assert (done, type(refused), written) == (None, LeaseLost, [1])
+    assert (done, type(refused)) == (None, LeaseLost)
     with catalog.reading() as cursor:
         assert backups.list_backups(cursor) == []
 

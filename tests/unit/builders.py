@@ -13,14 +13,13 @@ from nasbackup.model import (
     BackupVolume,
     ChainLink,
     Consistency,
-    PastBackup,
-    PastVolume,
     Reason,
     Vm,
     VmState,
     Volume,
     VolumeReason,
 )
+from nasbackup.past import PastBackup, PastVolume
 
 GIB = 1 << 30
 VM_UUID = "5b1f2c1e-0000-4000-8000-000000000001"

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "include" / "nasbackup"
 WORLDS = ("catalog", "hypervisor", "nas", "transfer")
 PURE = (
     "model",
+    "past",
     "handling",
     "machine",
     "errors",

@@ -120,7 +120,7 @@ def open_backup(
     )
     row = cursor.fetchone()
     if row is None:
-        raise LeaseLost(vm=vm, holder=run_id)
+        raise LeaseLost(vm=vm, holder=f"The holder of token {lease_token}")
     # What reading it back would bring, but for the time that this takes: a test compares the two.
     return Backup(
         backup_id=row["backup_id"],

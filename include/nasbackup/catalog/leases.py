@@ -6,19 +6,19 @@ Times are the database's, so workers with wrong clocks agree on when a lease end
 from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.catalog.vms import REGISTER
 from nasbackup.errors import LeaseLost, VmBusy
 from nasbackup.model import Lease
 
 LEASE_SECONDS = 900
 """A holder renews every few seconds while it works; the rest is slack for a scheduler that is slow or down."""
 
-_THIS_VM = "SELECT vm_id FROM vm WHERE uuid = %(uuid)s"
-
 RENEW = """
     UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
      WHERE vm_id = (SELECT vm_id FROM vm WHERE uuid = %(vm_uuid)s) AND token = %(lease_token)s
 """
+"""Changes one row if the token holds the lease, and none otherwise."""
+
+_KNOWN = "SELECT vm_id FROM vm WHERE uuid = %(uuid)s"
 
 _TAKE = """
     INSERT INTO lease AS l (vm_id, holder, expires_at)
@@ -28,8 +28,21 @@ _TAKE = """
                         ELSE nextval('lease_token') END,
            holder = EXCLUDED.holder, acquired_at = clock_timestamp(), expires_at = EXCLUDED.expires_at
      WHERE l.holder = EXCLUDED.holder OR l.expires_at < clock_timestamp()
-    RETURNING token, expires_at
+    RETURNING vm_id, token, expires_at
 """
+
+_TAKE_KNOWN = f"WITH this_vm AS ({_KNOWN}) {_TAKE}"
+
+# Only who gets the lease says where the VM is: the refused may have found what a migration left behind.
+_TAKE_AND_REGISTER = f"""
+    WITH new AS (INSERT INTO vm (uuid, name, host) VALUES (%(uuid)s, %(name)s, %(host)s)
+                     ON CONFLICT (uuid) DO NOTHING RETURNING vm_id),
+         this_vm AS (TABLE new UNION ALL {_KNOWN}),
+         taken AS ({_TAKE}),
+         moved AS (UPDATE vm SET name = %(name)s, host = %(host)s FROM taken
+                    WHERE vm.vm_id = taken.vm_id AND (vm.name <> %(name)s OR vm.host <> %(host)s))
+    TABLE taken
+"""  # noqa: S608 - what is above
 
 
 def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = LEASE_SECONDS) -> Lease:
@@ -44,7 +57,7 @@ def acquire(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int 
 def acquire_and_register(
     cursor: Cursor, *, vm_uuid: str, vm: str, host: str, holder: str, seconds: int = LEASE_SECONDS
 ) -> Lease:
-    """``acquire`` for a VM that may be new, or have a new name or host: ``vms.register`` in the same round trip."""
+    """``acquire`` for a VM that may be new, or have a new name or host: who gets the lease notes that, too."""
     return _take(cursor, vm_uuid=vm_uuid, vm=vm, holder=holder, seconds=seconds, anew=True, host=host)
 
 
@@ -56,9 +69,8 @@ def join(cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int = L
 def _take(
     cursor: Cursor, *, vm_uuid: str, vm: str, holder: str, seconds: int, anew: bool, host: str | None = None
 ) -> Lease:
-    this_vm = _THIS_VM if host is None else f"{REGISTER} RETURNING vm_id"
     cursor.execute(
-        f"WITH this_vm AS ({this_vm}) {_TAKE}",
+        _TAKE_KNOWN if host is None else _TAKE_AND_REGISTER,
         {"uuid": vm_uuid, "name": vm, "host": host, "holder": holder, "seconds": seconds, "anew": anew},
     )
     row = cursor.fetchone()

@@ -39,7 +39,7 @@ SELECT = """
 
 
 def fetch(cursor: Cursor) -> list[Backup]:
-    return [as_backup(row) for row in cursor.fetchall()]
+    return [_as_backup(row) for row in cursor.fetchall()]
 
 
 def _volume(row: Mapping[str, Any]) -> BackupVolume:
@@ -60,7 +60,7 @@ def _time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def as_backup(row: Mapping[str, Any]) -> Backup:
+def _as_backup(row: Mapping[str, Any]) -> Backup:
     return Backup(
         backup_id=row["backup_id"],
         external_id=row["external_id"],

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nasbackup.catalog.database import Cursor
-from nasbackup.model import BackupStatus, BackupType, PastBackup, PastVolume
+from nasbackup.model import BackupStatus, BackupType
+from nasbackup.past import PastBackup, PastVolume
 
 MOSTLY = 12
 """Backups that are looked back at first: a chain of the usual length, and some increments of the one before."""
@@ -34,7 +35,7 @@ class Standing:
 
     @property
     def latest(self) -> PastBackup | None:
-        """The newest BackedUp backup."""
+        """The newest BackedUp backup of the recent ones."""
         return next((backup for backup in self.recent if backup.status is BackupStatus.BACKED_UP), None)
 
 
@@ -48,12 +49,12 @@ _RECENT = f"""
                       FROM backup_volume v WHERE v.backup_id = b.backup_id) volume) AS volumes
       FROM backup b
      WHERE b.vm_id = {_VM} AND b.repository_id = {_REPOSITORY} AND b.status IN ('BackedUp', 'DeletePending', 'Deleting')
-     ORDER BY b.begun DESC LIMIT %(backups)s
+     ORDER BY b.begun DESC LIMIT %(limit)s
 """  # noqa: S608 - of this file's own making
 
 _STANDING = f"""
-    WITH this AS (SELECT vm_id, repository_id FROM vm CROSS JOIN repository r
-                   WHERE vm.uuid = %(vm_uuid)s AND r.name = %(repository)s)
+    WITH this AS (SELECT vm_id, repository_id FROM vm LEFT JOIN repository r ON r.name = %(repository)s
+                   WHERE vm.uuid = %(vm_uuid)s)
     SELECT (SELECT checkpoint FROM active_checkpoint WHERE vm_id = {_VM} AND repository_id = {_REPOSITORY}) AS active,
            (SELECT json_agg(past) FROM ({_RECENT}) past) AS recent,
            ARRAY(SELECT backup_id FROM backup WHERE vm_id = {_VM}
@@ -77,13 +78,13 @@ def standing(
 
 
 def _ask(cursor: Cursor, asked: Mapping[str, str], *, backups: int) -> Standing:
-    cursor.execute(_STANDING, {**asked, "backups": backups})
+    cursor.execute(_STANDING, {**asked, "limit": backups + 1})
     (row,) = cursor.fetchall()
-    recent = tuple(_past(backup) for backup in row["recent"] or ())
+    recent = [_past(backup) for backup in row["recent"] or ()]
     return Standing(
         active_checkpoint=row["active"],
-        recent=recent,
-        has_older=len(recent) == backups,
+        recent=tuple(recent[:backups]),
+        has_older=len(recent) > backups,
         unfinished=tuple(row["unfinished"]),
         is_taken=row["is_taken"],
     )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from nasbackup.catalog.database import Cursor
 
-REGISTER = """
-    INSERT INTO vm (uuid, name, host) VALUES (%(uuid)s, %(name)s, %(host)s)
-    ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host
-"""
-
 
 def register(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:
     """Note the VM, or its new name or host. A VM is its UUID; the name is how people find it."""
-    cursor.execute(REGISTER, {"uuid": uuid, "name": name, "host": host})
+    cursor.execute(
+        "INSERT INTO vm (uuid, name, host) VALUES (%s, %s, %s)"
+        " ON CONFLICT (uuid) DO UPDATE SET name = EXCLUDED.name, host = EXCLUDED.host",
+        (uuid, name, host),
+    )
 
 
 def register_if_unknown(cursor: Cursor, *, uuid: str, name: str, host: str) -> None:

@@ -32,7 +32,8 @@ def decide_chain(
     """Decide what the next backup is and write its row; from then on its parent cannot be deleted.
 
     A second call of the same run goes on with the row of the first. Raises RequestError (nothing was touched),
-    VmBusy (another run holds the lease), NotARepository, HostUnreachable.
+    VmBusy (another run holds the lease), NotARepository, HostUnreachable, RepositoryFull, HostNotReady, LeaseLost (a
+    newer attempt has taken over; nothing was written).
     """
     with connect(site.host) as hypervisor:
         vm = observe_vm(hypervisor, request=request)
@@ -40,11 +41,12 @@ def decide_chain(
         with site.database.autocommit() as cursor:
             lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
         try:
-            when, stands = _next_name(site, hypervisor, vm=vm, now=now or datetime.now(UTC))
             backup = None
+            when, stands = _free_second(site, hypervisor, vm=vm, now=now)
             if stands.unfinished:
                 backup = _resume(site, hypervisor, unfinished=stands.unfinished, lease=lease, run_id=run_id)
-                stands = _stands(site, vm=vm, when=when)
+                if backup is None:  # cleaning up has taken its time
+                    when, stands = _free_second(site, hypervisor, vm=vm, now=now)
             if backup is None:
                 decision = _decide(
                     site, hypervisor, vm=vm, request=request, settings=settings, stands=stands, when=when
@@ -106,7 +108,10 @@ def _resume(
                     raise
                 log.warning("%s: its files are left: %s", backup.external_id, error)
     if mine is not None:
+        root = site.root()
         with site.database.transaction() as cursor:
+            # An orphan that wakes here must not take the row from the attempt that has taken over.
+            leases.renew(cursor, vm_uuid=mine.vm_uuid, vm=mine.vm, token=lease.token)
             backups.adopt(cursor, backup_id=mine.backup_id, lease_token=lease.token)
         # Perhaps published, and not recorded: under the new token nobody can do that any more, and it is made again.
         watched(
@@ -114,16 +119,19 @@ def _resume(
             "removing an earlier try",
             publish.discard,
             site.repository,
-            root=site.root(),
+            root=root,
             external_id=mine.external_id,
         )
     return mine
 
 
-def _next_name(site: Site, hypervisor: Hypervisor, *, vm: Vm, now: datetime) -> tuple[datetime, Standing]:
-    """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free."""
+def _free_second(site: Site, hypervisor: Hypervisor, *, vm: Vm, now: datetime | None) -> tuple[datetime, Standing]:
+    """Names carry seconds, backups may be closer together (or the clock went back): the next second that is free.
+
+    And how the VM stands, which comes in the same answer.
+    """
     existing = checkpoints.names(hypervisor.domain(name=vm.name))
-    when = now.replace(microsecond=0)
+    when = (now or datetime.now(UTC)).replace(microsecond=0)
     while layout.checkpoint_name(when=when) in existing or (stands := _stands(site, vm=vm, when=when)).is_taken:
         when += timedelta(seconds=1)
     return when, stands
