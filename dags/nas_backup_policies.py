@@ -8,7 +8,8 @@
   first, then those whose newest backup is the oldest. A VM that is being backed up already is left out.
 * **back_up** triggers `nas_backup` for one VM and waits for its end, without a process of its own. It holds a slot of
   the pool `nas_host_<host>`; copies take one of `nas_repository_<repository>`. Both pools are made when they are first
-  needed; change their slots under Admin → Pools.
+  needed, and follow `host_slots` and `repository_slots` of `fleet.yaml`; what is set under Admin → Pools stays until
+  those change.
 
 A night that was missed is caught up once. Changes of `fleet.yaml` need no restart.
 """

@@ -7,17 +7,14 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import time_machine
-from nasbackup.airflow import backup_tasks, policy_tasks, pools
+from nasbackup.airflow import backup_tasks, policy_tasks
 from nasbackup.airflow.forms import require_known_keys
-from nasbackup.fleet import ENVIRONMENT, load
+from nasbackup.fleet import load
 from nasbackup.model import SeenVm, VmState
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
 
 
 def test_each_host_of_the_policys_zones_has_its_branch(dags: Mapping[str, Any]) -> None:
@@ -104,73 +101,3 @@ def test_what_a_policy_says_fits_the_form_of_nas_backup(
     assert {name: conf[name] for name in told} == told
     as_bytes = load(file).policy("p").bandwidth
     assert backup_tasks.bandwidth(filled["bandwidth"]) == as_bytes, "the speed arrives as it was written"
-
-
-# --- pools ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def session() -> Any:
-    """A database of Airflow's own making, with the table of pools only."""
-    from airflow.models.pool import Pool
-
-    engine = create_engine("sqlite://")
-    Pool.__table__.create(engine)  # type: ignore[attr-defined]
-    with Session(engine) as session:
-        yield session
-
-
-@pytest.fixture
-def assign(session: Any, fleet_file: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the hook makes of a task instance; returns its pool."""
-    monkeypatch.setenv(ENVIRONMENT, str(fleet_file))
-    monkeypatch.setattr("sqlalchemy.orm.object_session", lambda _instance: session)
-
-    def call(dag_id: str, task_id: str, conf: Any = None) -> str:
-        instance = SimpleNamespace(dag_id=dag_id, task_id=task_id, pool="default_pool")
-        pools.task_instance_mutation_hook(task_instance=instance, dag_run=SimpleNamespace(conf=conf))
-        return instance.pool
-
-    return call
-
-
-def made(session: Any) -> dict[str, tuple[int, bool]]:
-    from airflow.models.pool import Pool
-
-    return {pool.pool: (pool.slots, pool.include_deferred) for pool in session.scalars(select(Pool))}
-
-
-def test_what_moves_data_waits_for_its_repository(assign: Any, session: Any) -> None:
-    assert assign("nas_backup", "copy", {"host": "kvm_one", "repository": "nas_spare"}) == "nas_repository_nas_spare"
-    assert assign("nas_backup", "verify", {"host": "kvm_one", "repository": None}) == "nas_repository_nas_main"
-    assert assign("nas_backup", "copy", {}) == "nas_repository_nas_main"
-    assert assign("nas_backup", "record", {"host": "kvm_one"}) == "default_pool"
-    assert made(session) == {"nas_repository_nas_spare": (8, False), "nas_repository_nas_main": (8, False)}
-
-
-def test_who_begins_a_backup_holds_a_slot_of_its_host_while_it_waits(assign: Any, session: Any) -> None:
-    assert assign("nas_backup_policy_silver", "kvm_three.back_up") == "nas_host_kvm.three"
-    assert assign("nas_backup_policy_silver", "kvm_three.due") == "default_pool"
-    assert assign("nas_backup_policy_silver", "gone.back_up") == "default_pool"
-    assert made(session) == {"nas_host_kvm.three": (2, True)}
-
-
-def test_a_pools_size_is_the_operators(assign: Any, session: Any) -> None:
-    from airflow.models.pool import Pool
-
-    session.add(Pool(pool="nas_host_kvm_one", slots=1, include_deferred=True, description="ours"))
-    session.flush()
-    assert assign("nas_backup_policy_gold", "kvm_one.back_up") == "nas_host_kvm_one"
-    assert made(session) == {"nas_host_kvm_one": (1, True)}
-
-
-def test_the_hook_never_stops_the_scheduler(assign: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT, "/nowhere.yaml")
-    assert assign("nas_backup", "copy", {"host": "kvm_one"}) == "default_pool"
-    instance = SimpleNamespace(dag_id="nas_backup", task_id="copy", pool="default_pool")
-    pools.task_instance_mutation_hook(task_instance=instance, dag_run=None)
-    assert instance.pool == "default_pool"
-
-
-def test_other_dags_are_left_alone(assign: Any) -> None:
-    assert assign("somebody_elses", "copy", {"host": "kvm_one"}) == "default_pool"

@@ -80,6 +80,12 @@ def test_a_schedule_begins_the_backups_of_its_vms(
     assert pools["nas_repository_nas_test"]["slots"] == 8
     for task, pool in {"copy": "nas_repository_nas_test", "record": "default_pool"}.items():
         assert pool_of(plant, due[0], run=f"{dag_id}__{run_id}", task=task) == pool
+    where = "hosts: [kvm_test]"
+    fleet_file.write_text(fleet_file.read_text().replace(where, f"{where}\n    host_slots: 3\n    repository_slots: 9"))
+    by_hand = plant.airflow.trigger("nas_backup", conf={"vm": other.name, "host": "kvm_test"})
+    assert plant.airflow.wait("nas_backup", by_hand, timeout=120) == "success"
+    pools = {pool["name"]: pool["slots"] for pool in plant.airflow.request("GET", "/pools")["pools"]}
+    assert (pools["nas_host_kvm_test"], pools["nas_repository_nas_test"]) == (3, 9), "without a restart"
 
 
 def pool_of(plant: Plant, machine: lab.LabVm, *, run: str, task: str) -> str:

@@ -21,7 +21,7 @@ from nasbackup.sla.channels import Channel
 @dataclass(frozen=True, kw_only=True)
 class Zone:
     """``host_slots``: how many backups run at once on one of its hosts. ``repository_slots``: how many volumes are
-    copied to, or read back from, one of its repositories at once. They are the first sizes of Airflow's pools.
+    copied to, or read back from, one of its repositories at once. They are the sizes of Airflow's pools.
     """
 
     name: str
