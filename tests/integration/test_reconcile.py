@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nasbackup import steps
 from nasbackup.catalog import restores
-from nasbackup.errors import HostUnreachable, NotARepository
+from nasbackup.errors import HostUnreachable, HypervisorError, NotARepository, RestoreCutOff, VmBusy
 from nasbackup.model import BackupStatus, BackupType, Quiesce, Target
 from nasbackup.reconcile import act, observe, plan
 from nasbackup.reconcile.plan import Kind
@@ -151,12 +151,26 @@ def test_a_restore_that_was_cut_off_is_undone_and_one_that_waits_for_an_answer_i
             restore.commit(bench, backup=backup, key=asked.key)
     assert not all(path.exists() for path in story.machine.disks.values()), "it cannot start with a mixture"
     assert reconcile(story) == [], "its lease is alive"
+    with pytest.raises(VmBusy, match="is in use by a test until"):
+        story.decide()
     expire_leases(story)
+    for _ in range(2):
+        with pytest.raises(RestoreCutOff) as caught:
+            story.decide()
+        missing = ", ".join(map(str, story.machine.disks.values()))
+        assert str(caught.value) == (
+            f"VM {story.machine.name} was not backed up: the restore of {backup.external_id} into it was cut off on "
+            f"host {story.machine.connection.getHostname()}; missing: {missing}. "
+            "Run nas_reconcile with dry_run=false, which brings the old volumes back, or begin the restore again."
+        )
     assert reconcile(story) == [Kind.UNDO_RESTORE, Kind.DROP_CHECKPOINT], "the next backup is a full all the same"
     assert contents(story.machine) == before
     with story.site.database.transaction() as cursor:
         cursor.execute("DELETE FROM lease WHERE expires_at < clock_timestamp()")
     assert_no_trace(story.site, story.machine.directory)
+    ticket, decided = story.decide()
+    assert decided.type is BackupType.FULL
+    steps.end_job(story.site, ticket=ticket, why_failed="this test only looks at the decision")
 
     restore.plan(bench, request=asked)
     expire_leases(story)
@@ -165,3 +179,18 @@ def test_a_restore_that_was_cut_off_is_undone_and_one_that_waits_for_an_answer_i
     assert reconcile(story) == [Kind.UNDO_RESTORE]
     with story.site.database.transaction() as cursor:
         assert restores.list_all(cursor) == []
+
+
+def test_a_volume_that_no_restore_took_away_is_told_in_libvirts_words(story: Story) -> None:
+    """Also while somebody is asked about one."""
+    backup = story.backup()
+    story.machine.destroy()
+    restore.plan(bench_of(story.site), request=request(backup, Target.IN_PLACE))
+    expire_leases(story)
+    image = story.machine.disks["vda"]
+    image.rename(f"{image}.away")
+    try:
+        with pytest.raises(HypervisorError, match=rf"Reading the definition of VM .* failed: .*{image}"):
+            story.decide()
+    finally:
+        Path(f"{image}.away").rename(image)

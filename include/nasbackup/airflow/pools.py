@@ -133,14 +133,13 @@ def _resize(session: Any, *, pool: Pool, slots: int, words: str) -> None:
     slots, another one at this same place) is gone by the time of the next task, which finds the difference again.
     """
     from airflow.models.pool import Pool as Row
-    from airflow.utils.sqlalchemy import with_row_locks
     from sqlalchemy import select, update
     from sqlalchemy.exc import SQLAlchemyError
 
-    free = select(Row.id).where(Row.pool == pool.name, Row.description == words)
+    mine = select(Row.id).where(Row.pool == pool.name, Row.description == words)
     try:
         with _apart(session) as connection:
-            found = connection.scalar(with_row_locks(free, session, skip_locked=True))
+            found = connection.scalar(mine.with_for_update(skip_locked=True, key_share=True))
             if found is None:
                 return
             connection.execute(update(Row).where(Row.id == found).values(slots=pool.slots, description=pool.words))

@@ -5,6 +5,9 @@ Times are the database's, so workers with wrong clocks agree on when a lease end
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nasbackup.catalog.database import Cursor
 from nasbackup.errors import LeaseLost, VmBusy
 from nasbackup.model import Lease
@@ -76,13 +79,26 @@ def _take(
     row = cursor.fetchone()
     if row is None:
         cursor.execute("SELECT l.* FROM lease l JOIN vm USING (vm_id) WHERE uuid = %s", (vm_uuid,))
-        other = cursor.fetchone()
-        raise VmBusy(
-            vm=vm,
-            holder=other["holder"] if other else "another run",
-            until=other["expires_at"].strftime("%H:%M:%S UTC") if other else "now",
-        )
+        raise _busy(vm, cursor.fetchone())
     return Lease(vm_uuid=vm_uuid, holder=holder, token=row["token"], expires_at=row["expires_at"])
+
+
+def require_free(cursor: Cursor, *, vm_uuid: str, vm: str) -> None:
+    """Raises VmBusy while anybody's lease is alive; takes none."""
+    cursor.execute(
+        "SELECT l.* FROM lease l JOIN vm USING (vm_id) WHERE uuid = %s AND expires_at >= clock_timestamp()", (vm_uuid,)
+    )
+    holder = cursor.fetchone()
+    if holder is not None:
+        raise _busy(vm, holder)
+
+
+def _busy(vm: str, lease: Mapping[str, Any] | None) -> VmBusy:
+    return VmBusy(
+        vm=vm,
+        holder=lease["holder"] if lease else "another run",
+        until=lease["expires_at"].strftime("%H:%M:%S UTC") if lease else "now",
+    )
 
 
 def renew(cursor: Cursor, *, vm_uuid: str, vm: str, token: int, seconds: int = LEASE_SECONDS) -> None:

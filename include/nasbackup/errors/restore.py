@@ -49,6 +49,15 @@ class RestoreSuperseded(RestoreError):
     )
 
 
+class RestoreCutOff(NasBackupError):
+    """An earlier restore: until it is undone the VM lacks volumes, and cannot be started or backed up."""
+
+    template = (
+        "VM {vm} was not backed up: the restore of {backup} into it was cut off on host {host}; missing: {missing}. "
+        "Run nas_reconcile with dry_run=false, which brings the old volumes back, or begin the restore again."
+    )
+
+
 class FileTrouble(RestoreError):
     template = "{action} {path} failed: {reason}."
     retryable = True

@@ -17,6 +17,7 @@ from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Vm
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.settings import Settings
+from nasbackup.steps.cut_off import restore_explained
 from nasbackup.steps.discard import discard
 from nasbackup.steps.observe import chain_state, observe_vm
 from nasbackup.steps.request import as_document, request_of, settings_of
@@ -32,11 +33,12 @@ def decide_chain(
     """Decide what the next backup is and write its row; from then on its parent cannot be deleted.
 
     A second call of the same run goes on with the row of the first. Raises RequestError (nothing was touched),
-    VmBusy (another run holds the lease), NotARepository, HostUnreachable, RepositoryFull, HostNotReady, LeaseLost (a
-    newer attempt has taken over; nothing was written).
+    VmBusy (another run holds the lease), RestoreCutOff, NotARepository, HostUnreachable, RepositoryFull, HostNotReady,
+    LeaseLost (a newer attempt has taken over; nothing was written).
     """
     with connect(site.host) as hypervisor:
-        vm = observe_vm(hypervisor, request=request)
+        with restore_explained(site, hypervisor, vm=request.vm):
+            vm = observe_vm(hypervisor, request=request)
         site.root()
         with site.database.autocommit() as cursor:
             lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
