@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from nasbackup.cli.main import main
 from nasbackup.cli.options import CATALOG_VARIABLES
 from nasbackup.model import BackupStatus, Repository
 
+from lab import history
 from tests.integration.story import Story, tool
 from tests.integration.test_catalog import VM, full, opened, plan
 
@@ -140,6 +143,34 @@ def test_from_list_to_restore(story: Story, tmp_path: Path) -> None:
     sentence = refused(database, "restore", full.external_id, "--to", str(tmp_path / "none"), "--volume", "vdz")
     assert f"has no volume 'vdz'. Its volumes: {root}, {data}" in sentence
     assert not (tmp_path / "none").exists()
+
+
+def test_a_generated_past_is_told_from_backups(database: Database, repository: Repository, tmp_path: Path) -> None:
+    with database.transaction() as cursor:
+        vms.register(cursor, uuid=VM, name="i-2-1-VM", host="kvm_test")
+        opened(cursor, full(), repository=repository.name)
+    now = datetime.now(UTC)
+    history.generate(
+        database,
+        vm="i-2-9-VM",
+        vm_uuid=str(uuid.uuid4()),
+        host="kvm_test",
+        repository=repository.name,
+        policy="standard",
+        volumes={"vda": (tmp_path / "vda.qcow2", MIB)},
+        newest=timedelta(hours=1),
+        now=now,
+    )
+    listed = {backup["external_id"]: backup["generated"] for backup in answer(database, "list")}
+    assert len(listed) == history.DAYS + 1
+    assert listed == {external_id: external_id.startswith("i-2-9-VM/") for external_id in listed}
+    lines = nasbackup(database, "list").stdout.splitlines()
+    said = {line.split()[0]: "generated, not on any NAS" in line for line in lines[1:]}
+    assert said == listed
+    newest = max(external_id for external_id, generated in listed.items() if generated)
+    nasbackup(database, "pin", newest)
+    assert "generated, not on any NAS; pinned" in nasbackup(database, "list", "--vm", "i-2-9-VM").stdout
+    assert answer(database, "show", newest)["generated"] is True
 
 
 def flip_a_byte(file: Path) -> None:

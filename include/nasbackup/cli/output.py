@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from nasbackup.catalog.pages import GENERATED
 from nasbackup.cli.places import Listing
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.restore.image import Follow, RestoredVolume
@@ -49,6 +50,7 @@ def as_document(backup: Backup, *, root: Path, kept_by: Sequence[str] = ()) -> d
         "pinned": backup.pinned_at is not None,
         "expires": backup.expires_at.isoformat() if backup.expires_at else None,
         "kept_by": list(kept_by),
+        "generated": backup.run_id == GENERATED,
         "error": backup.error,
         "volumes": [_volume_document(volume, path=path) for volume in backup.volumes],
     }
@@ -91,11 +93,14 @@ def show_list(listing: Listing, *, as_json: bool) -> None:
 
 def _note(backup: Backup, *, kept_by: Sequence[str]) -> str:
     """What else there is to say of it."""
+    said = ["generated, not on any NAS"] if backup.run_id == GENERATED else []
     if kept_by:
-        return f"kept by {', '.join(kept_by)}"
-    if backup.pinned_at is not None:
-        return "pinned"
-    return f"expires {backup.expires_at:%Y-%m-%d}" if backup.expires_at else ""
+        said.append(f"kept by {', '.join(kept_by)}")
+    elif backup.pinned_at is not None:
+        said.append("pinned")
+    elif backup.expires_at:
+        said.append(f"expires {backup.expires_at:%Y-%m-%d}")
+    return "; ".join(said)
 
 
 def show_one(listing: Listing, *, as_json: bool) -> None:
