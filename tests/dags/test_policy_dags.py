@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import time_machine
-from nasbackup.airflow import backup_tasks, policy_tasks
+from nasbackup.airflow import backup_tasks, mapped, policy_tasks
 from nasbackup.airflow.forms import require_known_keys
-from nasbackup.fleet import load
+from nasbackup.catalog import Database
+from nasbackup.fleet import ENVIRONMENT, load
 from nasbackup.model import SeenVm, VmState
+
+from lab import simulated
 
 
 def test_each_host_of_the_policys_zones_has_its_branch(dags: Mapping[str, Any]) -> None:
@@ -101,3 +104,37 @@ def test_what_a_policy_says_fits_the_form_of_nas_backup(
     assert {name: conf[name] for name in told} == told
     as_bytes = load(file).policy("p").bandwidth
     assert backup_tasks.bandwidth(filled["bandwidth"]) == as_bytes, "the speed arrives as it was written"
+
+
+# --- how many at once -----------------------------------------------------------------------------------------
+
+
+def test_one_run_begins_as_many_as_airflow_is_configured_to_map(
+    database: Database,
+    fleet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host = {"conn_type": "libvirt", "extra": {"uri": simulated.host(tmp_path, vms=5, size=1 << 20)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_ONE", json.dumps(host))
+    monkeypatch.setenv("AIRFLOW_CONN_NAS_BACKUP_CATALOG", str(database.parameters["dsn"]))
+    monkeypatch.setenv(ENVIRONMENT, str(fleet_file))
+    asked = {"policy": "silver", "host": "kvm_one", "conf": {}, "run": "run"}
+    params = {"vms": None, "dry_run": False, "mode": "auto"}
+    everyone = [f"i-9-{number}-VM" for number in range(1, 6)]
+    assert [due["vm"] for due in policy_tasks.due_vms(**asked, params=params)] == everyone
+    assert "left for the next run" not in caplog.text
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    assert [due["vm"] for due in policy_tasks.due_vms(**asked, params=params)] == everyone[:2]
+    assert (
+        "5 VMs are due: 3 of them are left for the next run. [core] max_map_length of Airflow is 2" in caplog.messages
+    )
+
+
+def test_the_number_is_the_one_by_which_airflow_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.configuration import conf
+
+    assert mapped.most() == conf.getint("core", "max_map_length") == 1024
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "5000")
+    assert mapped.most() == conf.getint("core", "max_map_length") == 5000

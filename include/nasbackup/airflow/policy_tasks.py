@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nasbackup import fleet
-from nasbackup.airflow import hooks
+from nasbackup.airflow import hooks, mapped
 from nasbackup.airflow.forms import policy_params, require_known_keys
 from nasbackup.catalog import Database, due
 from nasbackup.fleet import Fleet, Policy
@@ -19,9 +19,6 @@ from nasbackup.model import SeenVm
 log = logging.getLogger(__name__)
 
 Payload = dict[str, Any]
-
-MOST_VMS = 1000
-"""Of one host and run: Airflow maps a task 1,024 times at most. The rest is due at the next run, and then first."""
 
 
 def is_open(*, policy: str, params: Mapping[str, Any], now: datetime | None = None) -> bool:
@@ -40,7 +37,7 @@ def due_vms(
     """The policy's VMs on this host, those with the oldest backups first: what ``nas_backup`` is triggered with.
 
     ``run``: the policy's DAG and run id, of which each VM's run id is made. A VM that is being backed up already is
-    left out. Raises HostUnreachable, CatalogUnreachable, UnknownPolicy.
+    left out, and so is what Airflow cannot map. Raises HostUnreachable, CatalogUnreachable, UnknownPolicy.
     """
     require_known_keys(conf, form=policy_params())
     known = fleet.load()
@@ -53,8 +50,14 @@ def due_vms(
     chosen = _without_busy(hooks.catalog(), vms=mine)
     for vm in chosen:
         log.info("%s is due", vm.name)
-    if len(chosen) > MOST_VMS:
-        log.warning("%d VMs are due: %d of them are left for the next run", len(chosen), len(chosen) - MOST_VMS)
+    most = mapped.most()
+    if len(chosen) > most:  # those left over are due at the next run, and then first
+        log.warning(
+            "%d VMs are due: %d of them are left for the next run. [core] max_map_length of Airflow is %d",
+            len(chosen),
+            len(chosen) - most,
+            most,
+        )
     log.info("%d of the %d VMs of %s have policy %s; %d are due", len(mine), len(seen), host, policy, len(chosen))
     if params["dry_run"]:
         log.info("A dry run: nothing is begun")
@@ -66,7 +69,7 @@ def due_vms(
             "trigger_run_id": f"{run}__{vm.uuid}",
             "conf": _conf(vm, policy=promised, repository=repository, mode=params["mode"]),
         }
-        for vm in chosen[:MOST_VMS]
+        for vm in chosen[:most]
     ]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nasbackup import fleet
-from nasbackup.airflow import hooks
+from nasbackup.airflow import hooks, mapped
 from nasbackup.airflow.forms import require_known_keys, retention_params
 from nasbackup.catalog import Database, backups, capacity
 from nasbackup.errors import (
@@ -35,9 +35,6 @@ from nasbackup.steps.ticket import Store
 log = logging.getLogger(__name__)
 
 Payload = dict[str, Any]
-
-MOST_VMS = 1000
-"""Of one run: Airflow maps a task 1,024 times at most. The rest is found again by the next run."""
 
 _SHOWN = 200
 """Lines of a list in the result that people read; the log has all."""
@@ -109,15 +106,16 @@ def _per_vm(found: Iterable[tuple[str, str, str, Payload]]) -> list[Payload]:
 
 def _to_do(vms: list[Payload], *, dry_run: bool, question: str | None) -> Payload:
     """``work`` is what the tasks ``delete`` are made of: none in a dry run."""
-    if len(vms) > MOST_VMS:
-        log.warning("%d VMs: %d of them are left for the next run", len(vms), len(vms) - MOST_VMS)
+    most = mapped.most()
+    if len(vms) > most:  # the next run finds the rest again
+        log.warning("%d VMs: %d of them are left for the next run", len(vms), len(vms) - most)
     chains = [chain for work in vms for chain in work["chains"]]
     return {
         "dry_run": dry_run,
         "would_delete": [external_id for chain in chains for external_id, _ in chain["delete"]][:_SHOWN],
         "would_delete_count": sum(len(chain["delete"]) for chain in chains),
         "would_free": sum(chain["size"] for chain in chains),
-        "work": [] if dry_run else vms[:MOST_VMS],
+        "work": [] if dry_run else vms[:most],
         "question": question if question and not dry_run else "",
     }
 
