@@ -31,9 +31,3 @@ def cleaned(cursor: Cursor) -> frozenset[int]:
     """Numbers of the failed backups of which nothing is left."""
     cursor.execute("SELECT backup_id FROM backup WHERE status = 'Failed' AND cleaned_at IS NOT NULL")
     return frozenset(row["backup_id"] for row in cursor.fetchall())
-
-
-def being_read(cursor: Cursor) -> frozenset[int]:
-    """Numbers of the backups that somebody reads just now."""
-    cursor.execute("SELECT DISTINCT backup_id FROM reading WHERE expires_at > clock_timestamp()")
-    return frozenset(row["backup_id"] for row in cursor.fetchall())

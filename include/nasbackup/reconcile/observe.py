@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.catalog import overview, restores, vms
+from nasbackup.catalog import deletions, overview, restores, vms
 from nasbackup.catalog.restores import RestoreRow, RestoreState
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect, job
 from nasbackup.nas.repository import doing
@@ -25,9 +25,10 @@ def observe(site: Site, *, holder: str = "") -> View:
         leased = overview.leased_vms(cursor, besides=holder)
         ours = {uuid: vms.checkpoints_ever_made(cursor, vm_uuid=uuid) for uuid in known}
         in_use = {uuid: vms.checkpoints_in_use(cursor, vm_uuid=uuid) for uuid in known}
+        # Before the rows: what falls stays so, and its row is gone or says why.
+        falling = frozenset(backup.backup_id for backup in deletions.unfinished(cursor))
         rows = overview.backups_in(cursor, repository=site.repository.name)
         clean = overview.cleaned(cursor)
-        read = overview.being_read(cursor)
         left = [row for row in restores.list_all(cursor) if row.vm_uuid not in leased]
     with connect(site.host) as hypervisor:
         with hypervisor.doing("asking for the host's name"):
@@ -52,7 +53,7 @@ def observe(site: Site, *, holder: str = "") -> View:
         backups=tuple(rows),
         clean=clean,
         socket_dir=site.host.socket_dir,
-        read=read,
+        falling=falling,
         restores=tuple(_left(row) for row in left if row.host == here),
         now=datetime.now(UTC),
     )

@@ -82,8 +82,8 @@ class View:
     clean: frozenset[int]
     """Numbers of failed backups of which nothing is left."""
     socket_dir: str
-    read: frozenset[int] = frozenset()
-    """Numbers of the backups that somebody reads just now: they are kept as by a child."""
+    falling: frozenset[int] = frozenset()
+    """Numbers of the backups whose deletion was begun and can go on: the catalog decides that, for everybody."""
     restores: tuple[LeftRestore, ...] = ()
     now: datetime | None = None
 
@@ -114,7 +114,7 @@ def _actions(view: View) -> Iterator[Action]:
             backup_id=backup.backup_id,
         )
     for backup in view.backups:
-        if backup.vm_uuid not in leased and _can_fall(backup, view=view):
+        if backup.vm_uuid not in leased and backup.backup_id in view.falling:
             yield Action(
                 kind=Kind.FINISH_DELETE,
                 what=backup.external_id,
@@ -141,15 +141,6 @@ def _is_unfinished(backup: Backup, *, view: View) -> bool:
     if backup.status is BackupStatus.FAILED:
         return backup.backup_id not in view.clean
     return backup.status is BackupStatus.BACKING_UP
-
-
-def _can_fall(backup: Backup, *, view: View) -> bool:
-    if backup.status is BackupStatus.DELETING:
-        return True
-    if backup.backup_id in view.read:
-        return False
-    children = (child for child in view.backups if child.parent_id == backup.backup_id)
-    return backup.status is BackupStatus.DELETE_PENDING and all(child.backup_id in view.clean for child in children)
 
 
 def _on_host(vm: VmView, *, view: View, undone: set[str | None]) -> Iterator[Action]:
