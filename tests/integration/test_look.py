@@ -230,7 +230,7 @@ def test_what_changed_and_the_volumes_are_read_of_the_last_backups(catalog: Data
     found = look(catalog, fleet=fleet, seen={"kvm_one": [vm]}, now=NOW)
     assert kinds(found) == {vm.name: {Kind.CHANGE_SPIKE, Kind.VOLUMES_CHANGED}}
     texts = {finding.kind: finding.text for finding in found.findings}
-    assert texts[Kind.CHANGE_SPIKE].startswith("2.0 GiB of i-2-1-VM changed")
+    assert texts[Kind.CHANGE_SPIKE].startswith("2 GiB of i-2-1-VM changed")
     assert "/images/b came." in texts[Kind.VOLUMES_CHANGED]
 
 

@@ -14,6 +14,7 @@ WORLDS = ("catalog", "hypervisor", "nas", "transfer")
 PURE = (
     "model",
     "past",
+    "words",
     "handling",
     "machine",
     "errors",
@@ -111,6 +112,7 @@ def test_pure_decisions_know_no_outside_world(file: Path) -> None:
 
 def test_model_and_errors_are_the_innermost() -> None:
     assert not reaches(imports(PACKAGE / "handling.py"), "nasbackup")
+    assert not reaches(imports(PACKAGE / "words.py"), "nasbackup")
     assert reaches(imports(PACKAGE / "model.py"), "nasbackup") <= {
         "nasbackup.handling",
         "nasbackup.handling.Compression",

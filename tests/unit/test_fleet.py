@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nasbackup.errors import FleetInvalid, ParamInvalid, UnknownHost, UnknownPolicy
 from nasbackup.fleet import DEFAULT_PATH, ENVIRONMENT, Fleet, Policy, Rpo, Selector, Zone, load, path, retention_rules
 from nasbackup.fleet.blackout import Blackout, open_at
-from nasbackup.fleet.units import rate, speed, words
+from nasbackup.fleet.units import rate, speed
 from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Quiesce
 from nasbackup.retention.capacity import Thresholds
@@ -647,23 +647,6 @@ def test_nothing_is_begun_in_a_blackout(window: str, moment: str, opens: str) ->
     begin = datetime.fromisoformat(moment).replace(tzinfo=berlin)
     found = open_at([Blackout.parse(window)], begin.astimezone(UTC), timezone="Europe/Berlin")
     assert found.timestamp() == datetime.fromisoformat(opens).replace(tzinfo=berlin).timestamp()
-
-
-@pytest.mark.parametrize(
-    ("span", "said"),
-    [
-        (timedelta(days=1, hours=2, minutes=3), "1 day 2 hours"),
-        (timedelta(days=2), "2 days"),
-        (timedelta(hours=26), "1 day 2 hours"),
-        (timedelta(minutes=40, seconds=12), "40 minutes"),
-        (timedelta(seconds=12), "12 seconds"),
-        (timedelta(0), "0 seconds"),
-        (timedelta(seconds=-5), "0 seconds"),
-        (timedelta(days=3, minutes=5), "3 days 5 minutes"),
-    ],
-)
-def test_lengths_of_time_are_said_as_people_do(span: timedelta, said: str) -> None:
-    assert words(span) == said
 
 
 def test_speeds() -> None:

@@ -199,7 +199,7 @@ def test_volumes_that_came_went_or_grew_are_named() -> None:
     failed = recent(0, status=BackupStatus.FAILED, volumes={})
     (finding,) = judge(facts(recent=(failed, newer, older)), policy=POLICY, now=NOW).findings
     assert finding.kind is Kind.VOLUMES_CHANGED
-    assert "/new came; /old went; /a grew from 10.0 GiB to 20.0 GiB." in finding.text
+    assert "/new came; /old went; /a grew from 10 GiB to 20 GiB." in finding.text
 
 
 def test_the_same_volumes_are_no_news() -> None:

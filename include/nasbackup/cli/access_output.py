@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich.filesize import decimal
 from rich.table import Table
 
 from nasbackup.catalog.drills import DrillRecord, as_document
@@ -21,6 +20,7 @@ from nasbackup.restore.file_level import Extracted
 from nasbackup.restore.filesystems import Entry, FileSystem
 from nasbackup.steps.instant import InstantVm
 from nasbackup.transfer.serve import Export
+from nasbackup.words import size
 
 _LINE_EVERY = 5.0
 
@@ -144,7 +144,7 @@ def pulling() -> Callable[[Sequence[Pull]], None]:
             last = time.monotonic()
             for pull in found:
                 if pull.copying:
-                    click.echo(f"{pull.target}: {decimal(pull.done)} of {decimal(pull.total)}", err=True)
+                    click.echo(f"{pull.target}: {size(pull.done)} of {size(pull.total)}", err=True)
 
     return follow
 

@@ -17,7 +17,7 @@ from nasbackup import fleet
 from nasbackup.catalog import restore_points
 from nasbackup.cli.options import CATALOG_VARIABLES, database_or_refuse, json_option
 from nasbackup.fleet import Fleet, Policy
-from nasbackup.fleet.units import words
+from nasbackup.words import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def _match(known: Fleet, *, vm: str, host: str, title: str, metadata: dict[str, 
         return Match(vm=vm, host=host, policy=None, why="no policy matches it: it is unprotected")
     selector = policy.selector
     by = [
-        words_
-        for words_, given in (
+        said
+        for said, given in (
             (f"its name ({', '.join(selector.vms)})", selector.vms),
             (f"its title {title!r} ({', '.join(selector.titles)})", selector.titles),
             (f"its metadata ({', '.join(selector.metadata)})", selector.metadata),
@@ -126,7 +126,7 @@ def _show(known: Fleet, matches: list[Match]) -> None:
         policies.add_row(
             policy.name,
             "\n".join(policy.schedule) + (f"\n{policy.timezone}" if policy.schedule else "by hand"),
-            words(policy.rpo.error_after) if policy.rpo is not None else "none",
+            span(policy.rpo.error_after) if policy.rpo is not None else "none",
             "all are kept" if policy.retention.keeps_everything else str(policy.retention),
             str(counts[policy.name]),
         )

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from nasbackup.cli.places import Listing
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.restore.image import Follow, RestoredVolume
 from nasbackup.transfer.pump import Progress
+from nasbackup.words import size, speed
 
 _WIDE = 240
 _LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal to draw on
@@ -80,8 +80,8 @@ def show_list(listing: Listing, *, as_json: bool) -> None:
             backup.status.value,
             backup.reason.value,
             str(backup.chain_position),
-            decimal(sum(volume.bytes_read or 0 for volume in backup.volumes)),
-            "" if backup.size is None else decimal(backup.size),
+            size(sum(volume.bytes_read or 0 for volume in backup.volumes)),
+            "" if backup.size is None else size(backup.size),
             "yes" if backup.verified else "no",
             _note(backup, kept_by=kept_by.get(backup.backup_id, ())),
         )
@@ -118,7 +118,7 @@ def show_one(listing: Listing, *, as_json: bool) -> None:
     for heading in ("VIRTUAL SIZE", "READ", "WRITTEN"):
         table.add_column(heading, justify="right")
     for volume in volumes:
-        sizes = (volume[key] for key in ("virtual_size", "bytes_read", "bytes_written"))
+        counts = (volume[key] for key in ("virtual_size", "bytes_read", "bytes_written"))
         add_row(
             table,
             volume["name"],
@@ -126,7 +126,7 @@ def show_one(listing: Listing, *, as_json: bool) -> None:
             volume["reason"],
             volume["compression"],
             Path(volume["file"]).name,
-            *("" if size is None else decimal(size) for size in sizes),
+            *("" if count is None else size(count) for count in counts),
         )
     stdout().print(table)
 
@@ -177,13 +177,21 @@ def following() -> Iterator[Follow]:
         yield _lines(console)
 
 
+class _Sizes(ProgressColumn):
+    """rich's own columns count in thousands, and everything else here does not."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        done = f"{size(task.completed)} of {size(task.total or 0)}"
+        return Text(done if rate is None else f"{done}, {speed(rate)}")
+
+
 @contextlib.contextmanager
 def _bars(console: Console) -> Iterator[Follow]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        _Sizes(),
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
@@ -191,7 +199,7 @@ def _bars(console: Console) -> Iterator[Follow]:
 
         def follow(what: str, progress: Progress) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what)
+                tasks[what] = bars.add_task(what, total=progress.total)
             bars.update(tasks[what], completed=progress.done, total=progress.total)
 
         yield follow
@@ -204,7 +212,7 @@ def _lines(console: Console) -> Follow:
         nonlocal last
         if time.monotonic() - last >= _LINE_EVERY:
             last = time.monotonic()
-            console.print(f"{what}: {decimal(progress.done)} of {decimal(progress.total)}", markup=False)
+            console.print(f"{what}: {size(progress.done)} of {size(progress.total)}", markup=False)
 
     return follow
 

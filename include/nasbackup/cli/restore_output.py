@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.filesize import decimal
-
 from nasbackup.cli.output import print_json, stdout
 from nasbackup.restore.plan import RestorePlan
 from nasbackup.steps.restore import RestoreResult, result_document
+from nasbackup.words import size
 
 
 def plan_document(plan: RestorePlan) -> dict[str, Any]:
@@ -44,13 +43,13 @@ def show_plan(plan: RestorePlan, *, as_json: bool) -> None:
         return print_json(plan_document(plan))
     _say(f"Would restore {plan.backup} ({plan.target.value.replace('_', ' ')}), VM {plan.vm} ({plan.vm_uuid}):")
     for volume in plan.volumes:
-        _say(f"  {volume.name} -> {volume.path} ({volume.format}, up to {decimal(volume.needs)})")
+        _say(f"  {volume.name} -> {volume.path} ({volume.format}, up to {size(volume.needs)})")
         if volume.old is not None:
             _say(f"    what is there now {f'is kept as {volume.old}' if plan.keep_old else 'is removed'}")
     for file in plan.state:
         _say(f"  {file.kind.value} -> {file.path}")
     for space in plan.space:
-        _say(f"  {space.path}: needs up to {decimal(space.needs)}, has {decimal(space.has)} free")
+        _say(f"  {space.path}: needs up to {size(space.needs)}, has {size(space.has)} free")
     _notes(plan.notes)
     _say("Nothing was changed (dry run).")
 
@@ -74,9 +73,9 @@ def show_files(
             }
         )
     for name, path in paths.items():
-        _say(f"{name} -> {path} (up to {decimal(needs[name])})")
+        _say(f"{name} -> {path} (up to {size(needs[name])})")
     for path, sum_, has in room:
-        _say(f"{path}: needs up to {decimal(sum_)}, has {decimal(has)} free")
+        _say(f"{path}: needs up to {size(sum_)}, has {size(has)} free")
     _say("Nothing was written (dry run).")
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +20,7 @@ from nasbackup.retention.simulate import Snapshot
 from nasbackup.retention.verdicts import Verdict
 from nasbackup.steps.delete import Deletion, Preview
 from nasbackup.steps.retention import Report
+from nasbackup.words import size
 
 __all__ = ["Holdings", "show_capacity", "show_deletions", "show_facts", "show_preview", "show_simulation"]
 
@@ -104,7 +104,7 @@ def show_deletions(done: Sequence[Deletion], *, as_json: bool) -> None:
         return print_json([asdict(deletion) | {"bytes_freed": deletion.bytes_freed} for deletion in done])
     for deletion in done:
         for removal in deletion.removed:
-            _say(f"{removal.external_id}: deleted, {decimal(removal.bytes_freed)} freed")
+            _say(f"{removal.external_id}: deleted, {size(removal.bytes_freed)} freed")
         if deletion.kept_by:
             _say(f"{deletion.external_id}: delete-pending, kept by {', '.join(deletion.kept_by)}")
         elif not deletion.removed:
@@ -166,11 +166,11 @@ def show_capacity(found: Mapping[str, Forecast], *, thresholds: Thresholds, as_j
         add_row(
             table,
             document["repository"],
-            decimal(forecast.now.used),
-            decimal(forecast.now.free),
+            size(forecast.now.used),
+            size(forecast.now.free),
             f"{forecast.used_percent:.0f}",
-            decimal(forecast.now.backups),
-            "not known yet" if growth is None else f"{'-' if growth < 0 else ''}{decimal(int(abs(growth)))}",
+            size(forecast.now.backups),
+            "not known yet" if growth is None else size(growth),
             "" if days is None else f"{days:.0f}",
             document["warning"] or "",
         )

@@ -33,16 +33,3 @@ def speed(bytes_per_second: int) -> str:
         if bytes_per_second % (1 << shift) == 0 or shift == 10
     )
     return f"{bytes_per_second >> unit[0]} {unit[1]}/s"
-
-
-def words(span: timedelta) -> str:
-    """As people say it, in the two largest units that count: ``1 day 2 hours``, ``40 minutes``, ``12 seconds``."""
-    left = max(0, int(span.total_seconds()))
-    parts = []
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}{'s' if count != 1 else ''}")
-        if len(parts) == 2 or (parts and unit == "minute"):
-            break
-    return " ".join(parts) or "0 seconds"

@@ -9,6 +9,7 @@ from nasbackup.model import BackupStatus
 from nasbackup.sla.facts import RecentBackup, VmFacts
 from nasbackup.sla.findings import Finding, Kind, Severity
 from nasbackup.sla.freshness import subject_of
+from nasbackup.words import size
 
 HISTORY = 5
 """Incrementals that have to be known before one is called unusual."""
@@ -35,8 +36,8 @@ def volume(facts: VmFacts) -> Iterator[Finding]:
                 kind=Kind.CHANGE_SPIKE,
                 severity=Severity.WARNING,
                 subject=subject_of(facts),
-                text=f"{_bytes(newest)} of {facts.vm} changed before {recorded[0].external_id}; "
-                f"usually it is {_bytes(usual)}.",
+                text=f"{size(newest)} of {facts.vm} changed before {recorded[0].external_id}; "
+                f"usually it is {size(usual)}.",
                 hint="See whether so much was meant to be rewritten; until you know, `nasbackup pin` an older backup.",
             )
     if len(known) >= STILL + HISTORY and not any(known[:STILL]) and all(known[STILL:]):
@@ -71,15 +72,5 @@ def _differences(*, newer: RecentBackup, older: RecentBackup) -> list[str]:
     for source in sorted(set(newer.volumes) & set(older.volumes)):
         before, after = older.volumes[source], newer.volumes[source]
         if before != after:
-            changes.append(
-                f"{source} {'grew' if after > before else 'shrank'} from {_bytes(before)} to {_bytes(after)}"
-            )
+            changes.append(f"{source} {'grew' if after > before else 'shrank'} from {size(before)} to {size(after)}")
     return changes
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from nasbackup.fleet.policy import Policy
-from nasbackup.fleet.units import words
 from nasbackup.model import BackupStatus
 from nasbackup.sla.facts import VmFacts
 from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
+from nasbackup.words import span
 
 FAILURES = 2
 """So many failed backups in a row are told: one alone is what retries and the next run are for."""
@@ -37,13 +37,13 @@ def freshness(facts: VmFacts, *, policy: Policy, now: datetime, deadline: timede
         if age > policy.rpo.warn_after:
             broken = age > policy.rpo.error_after
             severity = Severity.CRITICAL if broken else Severity.WARNING
-            promised = words(policy.rpo.error_after)
+            promised = span(policy.rpo.error_after)
             if facts.newest_at is None:
                 yield _finding(
                     facts,
                     Kind.NEVER_BACKED_UP,
                     severity,
-                    f"{facts.vm} has no restorable backup, {words(age)} after it was first seen; "
+                    f"{facts.vm} has no restorable backup, {span(age)} after it was first seen; "
                     f"policy {policy.name} promises one every {promised}",
                     "Back it up now (DAG nas_backup); then see why its schedule did not.",
                 )
@@ -52,7 +52,7 @@ def freshness(facts: VmFacts, *, policy: Policy, now: datetime, deadline: timede
                     facts,
                     Kind.STALE,
                     severity,
-                    f"The newest restorable backup of {facts.vm} is {words(age)} old; "
+                    f"The newest restorable backup of {facts.vm} is {span(age)} old; "
                     f"policy {policy.name} promises {promised} at most",
                     "Look at its last runs of nas_backup; back it up now if none is on its way.",
                 )
@@ -72,8 +72,8 @@ def quality(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Findin
                 Kind.NOT_VERIFIED,
                 Severity.WARNING,
                 f"A layer of the newest backup of {facts.vm} was "
-                + ("never read back" if age is None else f"last read back {words(age)} ago")
-                + f"; policy {policy.name} promises every {words(policy.verify_every)}",
+                + ("never read back" if age is None else f"last read back {span(age)} ago")
+                + f"; policy {policy.name} promises every {span(policy.verify_every)}",
                 "Run `nasbackup verify` on its newest backup.",
             )
     if facts.drill_failure:
@@ -94,9 +94,9 @@ def quality(facts: VmFacts, *, policy: Policy, now: datetime) -> Iterator[Findin
                 (
                     f"{facts.vm} was never drilled"
                     if facts.drilled_at is None
-                    else f"{facts.vm} was last drilled {words(now - since)} ago"
+                    else f"{facts.vm} was last drilled {span(now - since)} ago"
                 )
-                + f"; policy {policy.name} promises every {words(policy.drill_every)}",
+                + f"; policy {policy.name} promises every {span(policy.drill_every)}",
                 "Run nas_restore_drill for it.",
             )
 
@@ -134,7 +134,7 @@ def overdue(*, subject: Subject, what: str, took: timedelta, deadline: timedelta
         kind=Kind.OVERDUE,
         severity=Severity.WARNING,
         subject=subject,
-        text=f"{what} has been running for {words(took)}; its deadline was {words(deadline)}.",
+        text=f"{what} has been running for {span(took)}; its deadline was {span(deadline)}.",
         hint="The page shows its progress, its run's logs say what it waits for; `nas_reconcile` clears up a dead one.",
     )
 

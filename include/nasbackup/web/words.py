@@ -1,45 +1,24 @@
-"""Numbers as people read them. Pure."""
+"""What the page says of a number or a moment, and of none. Pure."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from nasbackup import words
+
 NOTHING = "\N{EN DASH}"
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def size(count: float | None) -> str:
-    """Bytes in the largest unit that leaves a whole number: ``12.4 GiB``."""
-    if count is None:
-        return NOTHING
-    value, unit = float(count), 0
-    while abs(value) >= 1023.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    text = f"{value:.0f}" if unit == 0 or abs(value) >= 99.95 else f"{value:.1f}"
-    return f"{text.removesuffix('.0')} {_UNITS[unit]}"
+    return NOTHING if count is None else words.size(count)
 
 
 def speed(count: float | None) -> str:
-    return NOTHING if count is None else f"{size(count)}/s"
+    return NOTHING if count is None else words.speed(count)
 
 
 def span(seconds: float | None) -> str:
-    """In the two largest units that count: ``3 h 12 min``, ``45 s``, ``2 d 4 h``."""
-    if seconds is None:
-        return NOTHING
-    left = max(0, round(seconds))
-    if left >= 60 * 60:
-        left = round(left / 60) * 60
-    parts = []
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count:
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-        if len(parts) == 2:
-            break
-    return " ".join(parts) or "0 s"
+    return NOTHING if seconds is None else words.short_span(seconds)
 
 
 def age(at: datetime | None, *, now: datetime) -> str:

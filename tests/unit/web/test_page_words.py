@@ -1,49 +1,16 @@
-"""Numbers as people read them."""
+"""What the page says of a number or a moment, and of none."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
-import pytest
 from nasbackup.web import words
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (None, "\N{EN DASH}"),
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1 KiB"),
-        (1536, "1.5 KiB"),
-        (1023.6 * 1024, "1 MiB"),
-        (1 << 40, "1 TiB"),
-        (123456789012, "115 GiB"),
-        (5 << 60, "5120 PiB"),
-    ],
-)
-def test_bytes_come_in_the_largest_unit_that_fits(count: float | None, text: str) -> None:
-    assert words.size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "\N{EN DASH}"),
-        (-3, "0 s"),
-        (0.4, "0 s"),
-        (59.6, "1 min"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3599.9, "1 h"),
-        (3600 * 26, "1 d 2 h"),
-        (86_400 + 59, "1 d"),
-        (86_400 + 61, "1 d"),  # never days with seconds
-        (3600 + 90, "1 h 2 min"),
-    ],
-)
-def test_lengths_of_time_come_in_two_neighbouring_units(seconds: float | None, text: str) -> None:
-    assert words.span(seconds) == text
+def test_what_is_not_known_is_a_dash() -> None:
+    assert [words.size(None), words.speed(None), words.span(None), words.age(None, now=datetime.now(UTC))] == [
+        *4 * (words.NOTHING,)
+    ]
 
 
 def test_a_broken_promise_is_never_rounded_to_a_kept_one() -> None:
