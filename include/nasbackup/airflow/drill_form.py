@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Param
 
-from nasbackup.airflow.forms import EXTERNAL_ID
+from nasbackup.airflow import params
 from nasbackup.fleet import Fleet
 from nasbackup.pick import Pick
 
@@ -12,13 +12,7 @@ from nasbackup.pick import Pick
 def drill_params(fleet: Fleet) -> dict[str, Param]:
     """The form of ``nas_restore_drill``."""
     return {
-        "backup": Param(
-            None,
-            type=["null", "string"],
-            pattern=EXTERNAL_ID,
-            title="Backup",
-            description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`. Empty: one is picked.",
-        ),
+        "backup": params.backup(empty="one is picked"),
         "pick": Param(
             Pick.NEVER_DRILLED.value,
             type="string",
@@ -31,13 +25,7 @@ def drill_params(fleet: Fleet) -> dict[str, Param]:
             title="Pick",
             description="Which backup, when none is named.",
         ),
-        "vms": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="VMs",
-            description="One a line: pick among VMs whose instance name one of these globs matches. Empty: all.",
-        ),
+        "vms": params.vms(),
         "host": Param(
             None,
             type=["null", "string"],

@@ -7,13 +7,13 @@ from typing import Any
 
 from airflow.sdk import Param
 
+from nasbackup.airflow import params
 from nasbackup.errors import UnknownParam
 from nasbackup.fleet import Fleet
 from nasbackup.handling import Compression, VerifyLevel
-from nasbackup.model import Mode, Quiesce
+from nasbackup.model import Quiesce
 
 RATE = "^[1-9][0-9]{0,5} (KiB|MiB|GiB)/s$(?!\n)"
-EXTERNAL_ID = "^[^/]+/[0-9]{4}([.][0-9]{2}){5}$"
 
 
 def backup_params(fleet: Fleet) -> dict[str, Param]:
@@ -28,13 +28,7 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             title="VM",
             description="Instance name of the libvirt domain, for example `i-2-1234-VM`.",
         ),
-        "host": Param(
-            fleet.hosts[0],
-            type="string",
-            enum=fleet.hosts,
-            title="Host",
-            description="The KVM host that runs the VM (a Connection of type libvirt).",
-        ),
+        "host": params.host(fleet),
         "repository": Param(
             None,
             type=["null", "string"],
@@ -42,17 +36,7 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             title="Repository",
             description="Where the backup goes (a Connection of type nas). Empty: the default of the host's zone.",
         ),
-        "mode": Param(
-            Mode.AUTO.value,
-            type="string",
-            enum=[mode.value for mode in Mode],
-            values_display={
-                Mode.AUTO.value: "auto: incremental when the chain allows it",
-                Mode.FULL.value: "full: start a new chain",
-            },
-            title="Mode",
-            description="What kind of backup. The result of `decide_chain` says what became of it, and why.",
-        ),
+        "mode": params.mode(),
         "quiesce": Param(
             Quiesce.OFF.value,
             type="string",
@@ -66,12 +50,9 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             description="Freeze the guest's file systems through its agent for the moment of the checkpoint.",
             section="More",
         ),
-        "exclude_volumes": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
+        "exclude_volumes": params.lines(
             title="Exclude volumes",
-            description="One a line: volumes to leave out, by name, target (`vdb`) or source path.",
+            description="volumes to leave out, by name, target (`vdb`) or source path.",
             section="More",
         ),
         "allow_encrypted": Param(
@@ -115,20 +96,8 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
 def policy_params() -> dict[str, Param]:
     """The form of a policy's DAG."""
     return {
-        "vms": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="VMs",
-            description="One a line: only VMs whose instance name one of these globs matches. Empty: all it has.",
-        ),
-        "mode": Param(
-            Mode.AUTO.value,
-            type="string",
-            enum=[mode.value for mode in Mode],
-            title="Mode",
-            description="What kind of backups; full starts a new chain of each VM.",
-        ),
+        "vms": params.vms(),
+        "mode": params.mode(),
         "dry_run": Param(
             False,
             type="boolean",
@@ -146,29 +115,22 @@ def policy_params() -> dict[str, Param]:
 
 def reconcile_params() -> dict[str, Param]:
     """The form of ``nas_reconcile``."""
-    return {"dry_run": _dry_run()}
+    return {"dry_run": params.dry_run()}
 
 
 def retention_params() -> dict[str, Param]:
     """The form of ``nas_retention``."""
     return {
-        "dry_run": _dry_run(),
+        "dry_run": params.dry_run(),
         "backups": Param(
             [],
             type="array",
-            items={"type": "string", "pattern": EXTERNAL_ID},
+            items={"type": "string", "pattern": params.EXTERNAL_ID},
             title="Backups",
             description="One a line: delete exactly these (external ids), whatever the policies say. "
             "Empty: what no policy keeps.",
         ),
-        "vms": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="VMs",
-            description="One a line: only VMs whose instance name one of these globs matches. Empty: all.",
-            section="More",
-        ),
+        "vms": params.vms(section="More"),
         "rules": Param(
             None,
             type=["null", "object"],
@@ -177,16 +139,6 @@ def retention_params() -> dict[str, Param]:
             section="More",
         ),
     }
-
-
-def _dry_run() -> Param:
-    return Param(
-        None,
-        type=["null", "boolean"],
-        enum=[None, True, False],
-        title="Dry run",
-        description="Only list what would be done. Empty: a manual run lists, a scheduled run acts.",
-    )
 
 
 def is_dry_run(context: Mapping[str, Any]) -> bool:

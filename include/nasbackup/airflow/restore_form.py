@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Param
 
-from nasbackup.airflow.forms import EXTERNAL_ID
+from nasbackup.airflow import params
 from nasbackup.fleet import Fleet
 from nasbackup.model import Target
 
@@ -14,13 +14,7 @@ INSTANT = "instant"
 def restore_params(fleet: Fleet) -> dict[str, Param]:
     """Params without a section are open when the form appears, sections are folded."""
     return {
-        "backup": Param(
-            None,
-            type=["null", "string"],
-            pattern=EXTERNAL_ID,
-            title="Backup",
-            description="External id, for example `i-2-1234-VM/2026.01.31.22.00.05`. Empty: the VM's newest.",
-        ),
+        "backup": params.backup(empty="the VM's newest"),
         "vm": Param(
             None,
             type=["null", "string"],
@@ -57,20 +51,10 @@ def restore_params(fleet: Fleet) -> dict[str, Param]:
             description="Absolute path of the directory on the host that gets the images; made when it does not exist. "
             "(Not in place.)",
         ),
-        "volumes": Param(
-            [],
-            type="array",
-            items={"type": "string", "minLength": 1},
-            title="Volumes",
-            description="One a line: names of the volumes to restore. Empty: all. (Target volume: exactly one.)",
+        "volumes": params.lines(
+            title="Volumes", description="names of the volumes to restore. Empty: all. (Target volume: exactly one.)"
         ),
-        "host": Param(
-            fleet.hosts[0],
-            type="string",
-            enum=fleet.hosts,
-            title="Host",
-            description="The KVM host of the VM (a Connection of type libvirt); the task runs there.",
-        ),
+        "host": params.host(fleet),
         "new_name": Param(
             None,
             type=["null", "string"],
