@@ -14,11 +14,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.fleet import load
+from nasbackup.sla import LOOK_EVERY
 
 
 @dag(
@@ -26,7 +28,7 @@ from nasbackup.fleet import load
     dag_display_name="NAS SLA watch",
     description="Judge every VM by its policy; open, deliver and close alerts",
     doc_md=__doc__,
-    schedule="*/5 * * * *",
+    schedule=f"*/{LOOK_EVERY // timedelta(minutes=1)} * * * *",
     catchup=False,
     max_active_runs=1,
     tags=["nas-backup"],

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from nasbackup.sla import LOOK_EVERY
 from nasbackup.sla.alerts import CALM, Changes, Event, Identity, OpenAlert, Scope, changes, identity
 from nasbackup.sla.channels import Channel, ChannelType
 from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
 
 BEGIN = datetime(2026, 1, 31, 22, 0, tzinfo=UTC)
-LOOK_EVERY = timedelta(minutes=5)
 
 EAST = Subject(kind=SubjectKind.VM, key="5b1f2c1e-0000-4000-8000-000000000001", label="i-2-1-VM")
 WEST = Subject(kind=SubjectKind.VM, key="5b1f2c1e-0000-4000-8000-000000000002", label="i-2-2-VM")

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 from nasbackup.fleet import ENVIRONMENT
+from nasbackup.sla import LOOK_EVERY
 
 from tests.dags.conftest import DAG_FILES, ROOT
 
@@ -139,6 +141,11 @@ def test_end_job_is_the_teardown_of_decide_chain(nas_backup: Any) -> None:
 def test_a_backup_runs_when_it_is_asked_for(nas_backup: Any) -> None:
     assert not nas_backup.timetable.can_be_scheduled
     assert not nas_backup.catchup
+
+
+def test_the_fleet_is_looked_at_as_often_as_the_page_expects(dags: Mapping[str, Any]) -> None:
+    assert dags["nas_sla_watch"].schedule == "*/5 * * * *"
+    assert timedelta(minutes=5) == LOOK_EVERY
 
 
 # --- nas_backup: the form -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from nasbackup.catalog import Database, alerts, vms
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
+from nasbackup.sla import LOOK_EVERY
 from nasbackup.sla.alerts import Changes, Event, OpenAlert, Scope, identity
 from nasbackup.sla.channels import Channel
 from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
@@ -23,7 +24,6 @@ from tests.alert_book import (
     CHANNELS,
     EAST,
     EVERYTHING,
-    LOOK_EVERY,
     MAIL,
     PAGER,
     SCOPES,

@@ -20,13 +20,14 @@ from aiosmtpd.smtp import AuthResult
 from nasbackup.airflow import alert_tasks, notify
 from nasbackup.catalog import Database
 from nasbackup.errors import AlertNotDelivered, ChannelRefused, UnknownChannel
+from nasbackup.sla import LOOK_EVERY
 from nasbackup.sla.alerts import Event
 from nasbackup.sla.channels import Channel, ChannelType
 from nasbackup.sla.findings import Severity, Subject, SubjectKind
 from nasbackup.sla.messages import SHOWN, Notice
 from nasbackup.steps.alerts import settle
 
-from tests.alert_book import BEGIN, EAST, EVERYTHING, LOOK_EVERY, finding
+from tests.alert_book import BEGIN, EAST, EVERYTHING, finding
 
 PASSWORD = "correct-horse-battery"
 TOKEN = "T0KEN-of-the-chat"

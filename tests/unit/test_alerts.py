@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from nasbackup.sla import LOOK_EVERY
 from nasbackup.sla.alerts import CALM, FORGOTTEN, Changes, Closing, Event, OpenAlert, Opening, changes, identity
 from nasbackup.sla.channels import Channel
 from nasbackup.sla.findings import Finding, Kind, Severity, Subject
@@ -21,7 +22,6 @@ from tests.alert_book import (
     EAST_CHAT,
     EVERYTHING,
     HOST,
-    LOOK_EVERY,
     MAIL,
     PAGER,
     SCOPES,

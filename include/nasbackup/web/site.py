@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,13 +23,14 @@ from nasbackup.catalog.pages import alerts, fleet, reading
 from nasbackup.catalog.pages import now as catalog_now
 from nasbackup.errors import FleetInvalid
 from nasbackup.fleet import Fleet
+from nasbackup.sla import LOOK_EVERY
 from nasbackup.web import words
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
 
-LOOK_EVERY = timedelta(minutes=5)
-"""How often nas_sla_watch looks. After three times that the page says that what it shows is old."""
+LOOKS_MISSED = 3
+"""When nas_sla_watch should have looked that often since its last look, what the page shows is old, and it says so."""
 
 
 @dataclass(kw_only=True)
@@ -159,7 +160,7 @@ def _ticks(text: str) -> Markup:
 
 
 def is_stale(last_look: datetime | None, *, now: datetime) -> bool:
-    return last_look is None or now - last_look > 3 * LOOK_EVERY
+    return last_look is None or now - last_look > LOOKS_MISSED * LOOK_EVERY
 
 
 def page_of(request: Request) -> Page:
