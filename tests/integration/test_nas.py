@@ -1,15 +1,12 @@
-"""The repository: only the right one is written to, and what is visible in it is complete, whenever we are killed."""
+"""The repository: only the right one is written to, and what is visible in it is complete."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,15 +14,18 @@ from nasbackup import layout
 from nasbackup.errors import NasIo, NotARepository, RepositoryFull
 from nasbackup.model import Repository, RepositoryType
 from nasbackup.nas import publish
-from nasbackup.nas.durable import write_durably
 from nasbackup.nas.repository import free_bytes, open_root, read_identity, register
 
-VM = "i-2-1-VM"
-STAMP = "2026.01.31.22.00.05"
-EXTERNAL_ID = f"{VM}/{STAMP}"
-ATTEMPTS = {"root.a.qcow2": "a2", "datadisk.b.qcow2": "b1"}
-MANIFEST = b'{"version": 1}\n'
-KILLED = 9
+from tests.integration.nas_side import (
+    EXTERNAL_ID,
+    PUBLISHED,
+    STAMP,
+    VM,
+    content,
+    do_publish,
+    made,
+    root_of,
+)
 
 
 @pytest.fixture
@@ -35,15 +35,6 @@ def nas(tmp_path: Path) -> Repository:
     nas = Repository(name="nas_test", type=RepositoryType.LOCAL, path=str(tmp_path / "nas"))
     register(nas)
     return nas
-
-
-def root_of(nas: Repository) -> Path:
-    return Path(nas.path)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, by relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # --- is it the repository? ------------------------------------------------------------------------------------
@@ -119,31 +110,6 @@ def test_only_an_existing_absolute_directory_is_registered(tmp_path: Path, monke
 # --- publishing -----------------------------------------------------------------------------------------------
 
 
-def do_prepare(nas: Repository, *, external_id: str = EXTERNAL_ID) -> Path:
-    return publish.prepare(nas, root=root_of(nas), external_id=external_id, domain_xml="<domain/>")
-
-
-def made(nas: Repository, *, external_id: str = EXTERNAL_ID) -> Path:
-    """A partial directory with two volumes, one of which was also copied by an attempt that was superseded."""
-    folder = do_prepare(nas, external_id=external_id)
-    for name, data in (("root.a.qcow2.attempt-a1", b"old"), ("root.a.qcow2.attempt-a2", b"new")):
-        (folder / name).write_bytes(data)
-    (folder / "datadisk.b.qcow2.attempt-b1").write_bytes(b"data")
-    return folder
-
-
-PUBLISHED = {
-    "root.a.qcow2": b"new",
-    "datadisk.b.qcow2": b"data",
-    "domain.xml": b"<domain/>",
-    "manifest.json": MANIFEST,
-}
-
-
-def do_publish(nas: Repository, *, external_id: str = EXTERNAL_ID) -> Path:
-    return publish.publish(nas, root=root_of(nas), external_id=external_id, attempts=ATTEMPTS, manifest=MANIFEST)
-
-
 def test_only_the_named_attempts_are_published(nas: Repository) -> None:
     folder = made(nas)
     (folder / "something-else").write_bytes(b"left by nobody knows whom")
@@ -187,164 +153,6 @@ def test_the_size_is_what_the_files_occupy(nas: Repository) -> None:
         file.truncate(1 << 30)
     (folder / "dense").write_bytes(bytes([1]) * 65536)
     assert 65536 <= publish.size_on_disk(folder) - before < 1 << 20
-
-
-# --- killed at any point --------------------------------------------------------------------------------------
-
-EFFECTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-"""Events that CPython raises before it changes a directory or opens a file (to write, or to fsync it)."""
-
-
-def in_a_process_of_its_own(action: Callable[[], object], *, hook: Callable[[str, tuple[Any, ...]], None]) -> int:
-    """Run the action with an audit hook, in a child; returns its exit code."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            sys.addaudithook(hook)
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_before_effect(number: int, action: Callable[[], object], *, below: Path) -> bool:
-    """Run the action and kill its process right before its n-th effect; False when it has fewer than that."""
-    count = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
-        if event in EFFECTS and _is_below(arguments[0], below):
-            count += 1
-            if count == number:
-                os._exit(KILLED)
-
-    code = in_a_process_of_its_own(action, hook=hook)
-    assert code in (0, KILLED), f"the action itself failed at effect {number}"
-    return code == KILLED
-
-
-def _is_below(path: object, folder: Path) -> bool:
-    # Removing a tree is done relative to its open directory: then only a bare name is told.
-    return isinstance(path, str | os.PathLike) and (not os.path.isabs(path) or Path(path).is_relative_to(folder))
-
-
-def synced_directories(action: Callable[[], object], *, report: Path) -> set[Path]:
-    """The directories that the action opens as directories, which it does to fsync them."""
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and arguments[2] & os.O_DIRECTORY and isinstance(arguments[0], str | os.PathLike):
-            os.write(descriptor, os.fsencode(arguments[0]) + b"\n")
-
-    descriptor = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        assert in_a_process_of_its_own(action, hook=hook) == 0
-    finally:
-        os.close(descriptor)
-    return {Path(line) for line in report.read_text().splitlines()}
-
-
-def boundaries(tmp_path: Path) -> Iterator[tuple[int, Repository]]:
-    """A fresh repository for every point at which one can be killed; the caller ends the sweep."""
-    for number in range(1, 100):
-        path = tmp_path / f"nas-{number}"
-        path.mkdir()
-        nas = Repository(name="nas_test", type=RepositoryType.LOCAL, path=str(path))
-        register(nas)
-        yield number, nas
-    pytest.fail("an action with this many effects is not the one that this test knows")
-
-
-def test_publish_killed_anywhere_shows_nothing_or_all_and_is_finished_by_the_next_call(tmp_path: Path) -> None:
-    for number, nas in boundaries(tmp_path):
-        made(nas)
-        final = root_of(nas) / EXTERNAL_ID
-        killed = killed_before_effect(number, partial(do_publish, nas), below=root_of(nas))
-        assert not final.exists() or content(final) == PUBLISHED, f"before effect {number}"
-        do_publish(nas)
-        expected = {f"{STAMP}/{name}": data for name, data in PUBLISHED.items()}
-        assert content(root_of(nas) / VM) == {**expected, layout.RESTORE_TXT: publish.INSTRUCTIONS}
-        if not killed:
-            break
-    assert number > 10, "the sweep really went through publishing"
-
-
-def test_discard_after_publish_was_killed_anywhere_leaves_nothing(tmp_path: Path) -> None:
-    for number, nas in boundaries(tmp_path):
-        made(nas)
-        killed = killed_before_effect(number, partial(do_publish, nas), below=root_of(nas))
-        publish.discard(nas, root=root_of(nas), external_id=EXTERNAL_ID)
-        assert list(content(root_of(nas))) == [layout.MARKER]
-        assert not (root_of(nas) / VM).exists()
-        if not killed:
-            break
-
-
-@pytest.mark.parametrize("published", [False, True])
-def test_discard_killed_anywhere_never_leaves_a_backup_that_looks_complete(tmp_path: Path, published: bool) -> None:
-    for number, nas in boundaries(tmp_path):
-        made(nas)
-        final = do_publish(nas) if published else root_of(nas) / EXTERNAL_ID
-        sibling = f"{VM}/2026.02.01.22.00.05"
-        made(nas, external_id=sibling)
-        untouched = content(do_publish(nas, external_id=sibling))
-        discard = partial(publish.discard, nas, root=root_of(nas), external_id=EXTERNAL_ID)
-        killed = killed_before_effect(number, discard, below=root_of(nas))
-        left = content(final) if final.exists() else {}
-        assert "manifest.json" not in left or left == PUBLISHED, f"before effect {number}"
-        discard()
-        left_beside = {path.name for path in (root_of(nas) / VM).iterdir()}
-        assert left_beside == {"2026.02.01.22.00.05", layout.RESTORE_TXT}
-        assert content(root_of(nas) / sibling) == untouched
-        if not killed:
-            break
-    assert number > 3
-
-
-def test_prepare_killed_anywhere_is_finished_by_the_next_call(tmp_path: Path) -> None:
-    for number, nas in boundaries(tmp_path):
-        prepare = partial(do_prepare, nas)
-        killed = killed_before_effect(number, prepare, below=root_of(nas))
-        assert content(prepare()) == {"domain.xml": b"<domain/>"}
-        if not killed:
-            break
-    assert number > 3
-
-
-def test_a_durable_write_killed_anywhere_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
-    file = tmp_path / "folder" / "file"
-    file.parent.mkdir()
-    seen = []
-    for number in range(1, 10):
-        file.write_bytes(b"old")
-        killed = killed_before_effect(number, lambda: write_durably(file, b"new"), below=tmp_path)
-        seen.append(file.read_bytes())
-        if not killed:
-            break
-    # Before the other file is opened, before the rename, before the directory is fsynced, and at the end.
-    assert seen == [b"old", b"old", b"new", b"new"]
-
-
-def test_a_publish_that_was_killed_after_the_rename_is_made_durable_by_the_next_call(tmp_path: Path) -> None:
-    """The rename is on the disk only when the directory that holds the name was fsynced, by whoever records it."""
-    for number, nas in boundaries(tmp_path):
-        made(nas)
-        final = root_of(nas) / EXTERNAL_ID
-        assert killed_before_effect(number, partial(do_publish, nas), below=root_of(nas))
-        if final.exists():
-            synced = synced_directories(partial(do_publish, nas), report=tmp_path / "synced")
-            assert final.parent in synced
-            return
-
-
-def test_a_prepare_that_was_killed_after_mkdir_is_made_durable_by_the_next_call(tmp_path: Path) -> None:
-    for number, nas in boundaries(tmp_path):
-        prepare = partial(do_prepare, nas)
-        assert killed_before_effect(number, prepare, below=root_of(nas))
-        if (root_of(nas) / VM).exists():
-            assert root_of(nas) in synced_directories(prepare, report=tmp_path / "synced")
-            return
 
 
 # --- discarding -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from nasbackup.reconcile.plan import Kind
 from nasbackup.restore import files
 from nasbackup.steps import restore
 
+from tests.integration.half_runs import expire_leases
 from tests.integration.restoring import assert_no_trace, bench_of, contents, request
 from tests.integration.story import Story
 
@@ -24,11 +25,6 @@ def reconcile(story: Story) -> list[Kind]:
     outcomes = act(story.site, actions=plan(observe(story.site)).to_do, holder="nas_reconcile/test")
     assert [outcome for outcome in outcomes if not outcome.done] == []
     return [outcome.action.kind for outcome in outcomes]
-
-
-def expire_leases(story: Story) -> None:
-    with story.site.database.transaction() as cursor:
-        cursor.execute("UPDATE lease SET expires_at = now() - interval '1 second'")
 
 
 def test_a_tidy_world_needs_nothing(story: Story) -> None:
