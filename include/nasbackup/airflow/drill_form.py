@@ -13,10 +13,8 @@ def drill_params(fleet: Fleet) -> dict[str, Param]:
     """The form of ``nas_restore_drill``."""
     return {
         "backup": params.backup(empty="one is picked"),
-        "pick": Param(
-            Pick.NEVER_DRILLED.value,
-            type="string",
-            enum=[pick.value for pick in Pick],
+        "pick": params.choice(
+            Pick.NEVER_DRILLED,
             values_display={
                 Pick.NEVER_DRILLED.value: "never-drilled: of the VM whose last drill is longest ago",
                 Pick.OLDEST.value: "oldest: the oldest restorable backup",

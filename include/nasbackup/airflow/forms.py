@@ -37,10 +37,8 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             description="Where the backup goes (a Connection of type nas). Empty: the default of the host's zone.",
         ),
         "mode": params.mode(),
-        "quiesce": Param(
-            Quiesce.OFF.value,
-            type="string",
-            enum=[quiesce.value for quiesce in Quiesce],
+        "quiesce": params.choice(
+            Quiesce.OFF,
             values_display={
                 Quiesce.OFF.value: "off: crash-consistent",
                 Quiesce.CONTINUE.value: "freeze file systems; go on without when the guest cannot",
@@ -62,10 +60,8 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             description="Back up LUKS-encrypted volumes too. What goes to the NAS is their plain content.",
             section="More",
         ),
-        "compression": Param(
-            Compression.NONE.value,
-            type="string",
-            enum=[compression.value for compression in Compression],
+        "compression": params.choice(
+            Compression.NONE,
             title="Compression",
             description="Of the layers on the NAS: zstd is fast, zlib is read by every QEMU.",
             section="More",
@@ -78,10 +74,8 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             description="How fast each volume is read at most, for example `200 MiB/s`. Empty: no limit.",
             section="More",
         ),
-        "verify": Param(
-            VerifyLevel.FULL.value,
-            type="string",
-            enum=[level.value for level in VerifyLevel],
+        "verify": params.choice(
+            VerifyLevel.FULL,
             values_display={
                 VerifyLevel.FULL.value: "full: read every byte back from the NAS",
                 VerifyLevel.STRUCTURE.value: "structure: do not read it back; recorded as not verified",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from airflow.sdk import Param
@@ -51,11 +52,21 @@ def lines(*, title: str, description: str, **schema: Any) -> Param:
     )
 
 
-def mode() -> Param:
+def choice(default: StrEnum, *, title: str, description: str, **schema: Any) -> Param:
+    """One of all that the default is one of."""
     return Param(
-        Mode.AUTO.value,
+        default.value,
         type="string",
-        enum=[mode.value for mode in Mode],
+        enum=[one.value for one in type(default)],
+        title=title,
+        description=description,
+        **schema,
+    )
+
+
+def mode() -> Param:
+    return choice(
+        Mode.AUTO,
         values_display={
             Mode.AUTO.value: "auto: incremental when the chain allows it",
             Mode.FULL.value: "full: start a new chain",
