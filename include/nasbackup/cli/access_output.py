@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -12,7 +11,7 @@ import click
 from rich.table import Table
 
 from nasbackup.catalog.drills import DrillRecord, as_document
-from nasbackup.cli.output import add_row, print_json, stdout
+from nasbackup.cli.output import add_row, now_and_then, print_json, say, stdout
 from nasbackup.hypervisor.live import Pull
 from nasbackup.model import Backup
 from nasbackup.restore.extract import printable
@@ -21,8 +20,6 @@ from nasbackup.restore.filesystems import Entry, FileSystem
 from nasbackup.steps.instant import InstantVm
 from nasbackup.transfer.serve import Export
 from nasbackup.words import size
-
-_LINE_EVERY = 5.0
 
 
 def show_served(backup: Backup, *, exports: Sequence[Export], until: datetime | None, as_json: bool) -> None:
@@ -40,8 +37,8 @@ def show_served(backup: Backup, *, exports: Sequence[Export], until: datetime | 
         )
     else:
         for export in exports:
-            _say(f"{export.name}  {export.uri}" + (f"  {export.file}" if export.file else ""))
-        _say(f"Read-only, until {until:%Y-%m-%d %H:%M:%S} UTC or ctrl-C." if until else "Read-only, until ctrl-C.")
+            say(f"{export.name}  {export.uri}" + (f"  {export.file}" if export.file else ""))
+        say(f"Read-only, until {until:%Y-%m-%d %H:%M:%S} UTC or ctrl-C." if until else "Read-only, until ctrl-C.")
     sys.stdout.flush()
 
 
@@ -120,11 +117,11 @@ def show_extracted(backup: str, *, chosen: FileSystem, path: str, done: Extracte
                 "skipped": unpacked.skipped,
             }
         )
-    _say(f"{chosen.name}:{printable(path)} -> {done.target} ({unpacked.files} files, {unpacked.bytes} bytes)")
+    say(f"{chosen.name}:{printable(path)} -> {done.target} ({unpacked.files} files, {unpacked.bytes} bytes)")
     for line in unpacked.skipped:
-        _say(f"Left out: {line}")
+        say(f"Left out: {line}")
     if unpacked.left_out > len(unpacked.skipped):
-        _say(f"Left out: {unpacked.left_out - len(unpacked.skipped)} more")
+        say(f"Left out: {unpacked.left_out - len(unpacked.skipped)} more")
 
 
 def say_started(vm: InstantVm) -> None:
@@ -136,12 +133,10 @@ def say_started(vm: InstantVm) -> None:
 
 def pulling() -> Callable[[Sequence[Pull]], None]:
     """A line on stderr now and then."""
-    last = time.monotonic()
+    is_time = now_and_then()
 
     def follow(found: Sequence[Pull]) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LINE_EVERY:
-            last = time.monotonic()
+        if is_time():
             for pull in found:
                 if pull.copying:
                     click.echo(f"{pull.target}: {size(pull.done)} of {size(pull.total)}", err=True)
@@ -163,8 +158,8 @@ def show_instant(vm: InstantVm, *, as_json: bool) -> None:
             }
         )
     for volume in volumes:
-        _say(f"{volume['name']} -> {volume['file']}")
-    _say(f"VM {vm.name} is independent of the backup.")
+        say(f"{volume['name']} -> {volume['file']}")
+    say(f"VM {vm.name} is independent of the backup.")
 
 
 def show_drills(found: Sequence[DrillRecord], *, as_json: bool, one: bool = False) -> None:
@@ -172,7 +167,7 @@ def show_drills(found: Sequence[DrillRecord], *, as_json: bool, one: bool = Fals
         documents = [as_document(record) for record in found]
         return print_json(documents[0] if one else documents)
     if not found:
-        return _say("There were no drills.")
+        return say("There were no drills.")
     table = _table("BACKUP", "RESULT", "ANSWERED AFTER", "BY", "WHEN", "")
     for record in found:
         rto = f"{record.rto_seconds:.1f} s" if record.rto_seconds is not None else ""
@@ -187,7 +182,3 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right" if heading == "SIZE" else "left", overflow="fold")
     return table
-
-
-def _say(line: str) -> None:
-    stdout().print(line, soft_wrap=True, markup=False, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,7 @@ def show_verified(backup: str, *, checked: Sequence[Mapping[str, Any]], by_diges
         return print_json({"external_id": backup, "verified": by_digest, "readable": True, "volumes": list(checked)})
     found = "all as recorded" if by_digest else "whole and readable; no digests are recorded to compare with"
     for entry in checked:
-        stdout().print(
-            f"{entry['volume']}: {len(entry['layers'])} layers read back, {found}", soft_wrap=True, markup=False
-        )
+        say(f"{entry['volume']}: {len(entry['layers'])} layers read back, {found}")
 
 
 def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: bool) -> None:
@@ -154,7 +152,7 @@ def show_restored(backup: str, *, restored: Sequence[RestoredVolume], as_json: b
             }
         )
     for volume in restored:
-        stdout().print(f"{volume.name} -> {volume.file} (from {volume.layers} layers)", soft_wrap=True, markup=False)
+        say(f"{volume.name} -> {volume.file} (from {volume.layers} layers)")
 
 
 def show_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
@@ -163,7 +161,7 @@ def show_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
         shown = ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else value
-        stdout().print(f"{key.ljust(width)}  {shown}", soft_wrap=True, markup=False, highlight=False)
+        say(f"{key.ljust(width)}  {shown}")
 
 
 @contextlib.contextmanager
@@ -206,15 +204,27 @@ def _bars(console: Console) -> Iterator[Follow]:
 
 
 def _lines(console: Console) -> Follow:
-    last = time.monotonic()
+    is_time = now_and_then()
 
     def follow(what: str, progress: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LINE_EVERY:
-            last = time.monotonic()
+        if is_time():
             console.print(f"{what}: {size(progress.done)} of {size(progress.total)}", markup=False)
 
     return follow
+
+
+def now_and_then() -> Callable[[], bool]:
+    """Whether it is time for another line of progress."""
+    last = time.monotonic()
+
+    def is_time() -> bool:
+        nonlocal last
+        due = time.monotonic() - last >= _LINE_EVERY
+        if due:
+            last = time.monotonic()
+        return due
+
+    return is_time
 
 
 def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
@@ -235,6 +245,11 @@ def _volume_document(volume: BackupVolume, *, path: Path) -> dict[str, Any]:
 def add_row(table: Table, *cells: str) -> None:
     """Names are shown as they are: a VM may be called ``[bold]``."""
     table.add_row(*map(Text, cells))
+
+
+def say(line: str) -> None:
+    """As it is, however long: a name in it may look like markup."""
+    stdout().print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_json(document: Any) -> None:

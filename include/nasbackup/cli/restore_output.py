@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nasbackup.cli.output import print_json, stdout
+from nasbackup.cli.output import print_json, say
 from nasbackup.restore.plan import RestorePlan
 from nasbackup.steps.restore import RestoreResult, result_document
 from nasbackup.words import size
@@ -41,17 +41,17 @@ def plan_document(plan: RestorePlan) -> dict[str, Any]:
 def show_plan(plan: RestorePlan, *, as_json: bool) -> None:
     if as_json:
         return print_json(plan_document(plan))
-    _say(f"Would restore {plan.backup} ({plan.target.value.replace('_', ' ')}), VM {plan.vm} ({plan.vm_uuid}):")
+    say(f"Would restore {plan.backup} ({plan.target.value.replace('_', ' ')}), VM {plan.vm} ({plan.vm_uuid}):")
     for volume in plan.volumes:
-        _say(f"  {volume.name} -> {volume.path} ({volume.format}, up to {size(volume.needs)})")
+        say(f"  {volume.name} -> {volume.path} ({volume.format}, up to {size(volume.needs)})")
         if volume.old is not None:
-            _say(f"    what is there now {f'is kept as {volume.old}' if plan.keep_old else 'is removed'}")
+            say(f"    what is there now {f'is kept as {volume.old}' if plan.keep_old else 'is removed'}")
     for file in plan.state:
-        _say(f"  {file.kind.value} -> {file.path}")
+        say(f"  {file.kind.value} -> {file.path}")
     for space in plan.space:
-        _say(f"  {space.path}: needs up to {size(space.needs)}, has {size(space.has)} free")
+        say(f"  {space.path}: needs up to {size(space.needs)}, has {size(space.has)} free")
     _notes(plan.notes)
-    _say("Nothing was changed (dry run).")
+    say("Nothing was changed (dry run).")
 
 
 def show_files(
@@ -73,29 +73,25 @@ def show_files(
             }
         )
     for name, path in paths.items():
-        _say(f"{name} -> {path} (up to {size(needs[name])})")
+        say(f"{name} -> {path} (up to {size(needs[name])})")
     for path, sum_, has in room:
-        _say(f"{path}: needs up to {size(sum_)}, has {size(has)} free")
-    _say("Nothing was written (dry run).")
+        say(f"{path}: needs up to {size(sum_)}, has {size(has)} free")
+    say("Nothing was written (dry run).")
 
 
 def show_result(result: RestoreResult, *, as_json: bool) -> None:
     if as_json:
         return print_json(result_document(result))
-    _say(f"VM {result.vm} ({result.vm_uuid}), from {result.backup}:")
+    say(f"VM {result.vm} ({result.vm_uuid}), from {result.backup}:")
     for name, path in result.volumes.items():
         where = f", disk {result.attached}" if result.attached else ""
-        _say(f"  {name} -> {path}{where}")
+        say(f"  {name} -> {path}{where}")
     for old in result.kept:
-        _say(f"  kept: {old}")
+        say(f"  kept: {old}")
     _notes(result.notes)
-    _say("It was started." if result.started else "It was not started.")
+    say("It was started." if result.started else "It was not started.")
 
 
 def _notes(notes: Sequence[str]) -> None:
     for note in notes:
-        _say(f"  note: {note}")
-
-
-def _say(line: str) -> None:
-    stdout().print(line, soft_wrap=True, markup=False, highlight=False)
+        say(f"  note: {note}")

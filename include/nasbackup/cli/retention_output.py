@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nasbackup.catalog.restore_points import Holding
-from nasbackup.cli.output import add_row, print_json, show_facts, stdout
+from nasbackup.cli.output import add_row, print_json, say, show_facts, stdout
 from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import Forecast, Thresholds
 from nasbackup.retention.plan import chain_plans
@@ -68,10 +68,10 @@ class Holdings:
                 }
             )
         for vm in found.unprotected:
-            _say(f"{vm.vm} is unprotected: {vm.why}. Its {vm.restorable} backups go {vm.goes}.")
+            say(f"{vm.vm} is unprotected: {vm.why}. Its {vm.restorable} backups go {vm.goes}.")
         for host, count in found.elsewhere.items():
-            _say(f"{count} VMs of host {host} are left out: fleet.yaml does not name it.")
-        _say(f"\n{found.vms} VMs, {found.restorable} restorable backups, {found.deletions} of them would be deleted.")
+            say(f"{count} VMs of host {host} are left out: fleet.yaml does not name it.")
+        say(f"\n{found.vms} VMs, {found.restorable} restorable backups, {found.deletions} of them would be deleted.")
 
 
 def _verdict(verdict: Verdict, *, pending: set[str]) -> dict[str, Any]:
@@ -92,11 +92,11 @@ def show_preview(found: Sequence[Preview], *, as_json: bool) -> None:
         return print_json([asdict(preview) for preview in found])
     for preview in found:
         if preview.refused:
-            _say(f"{preview.external_id}: refused, {preview.refused}")
+            say(f"{preview.external_id}: refused, {preview.refused}")
         elif preview.goes:
-            _say(f"{preview.external_id}: would be deleted")
+            say(f"{preview.external_id}: would be deleted")
         else:
-            _say(f"{preview.external_id}: would be delete-pending, kept by {', '.join(preview.kept_by)}")
+            say(f"{preview.external_id}: would be delete-pending, kept by {', '.join(preview.kept_by)}")
 
 
 def show_deletions(done: Sequence[Deletion], *, as_json: bool) -> None:
@@ -104,20 +104,20 @@ def show_deletions(done: Sequence[Deletion], *, as_json: bool) -> None:
         return print_json([asdict(deletion) | {"bytes_freed": deletion.bytes_freed} for deletion in done])
     for deletion in done:
         for removal in deletion.removed:
-            _say(f"{removal.external_id}: deleted, {size(removal.bytes_freed)} freed")
+            say(f"{removal.external_id}: deleted, {size(removal.bytes_freed)} freed")
         if deletion.kept_by:
-            _say(f"{deletion.external_id}: delete-pending, kept by {', '.join(deletion.kept_by)}")
+            say(f"{deletion.external_id}: delete-pending, kept by {', '.join(deletion.kept_by)}")
         elif not deletion.removed:
-            _say(f"{deletion.external_id}: gone already")
+            say(f"{deletion.external_id}: gone already")
         if deletion.was_active:
-            _say("  The next backup of the VM is a full; its bitmap is dropped then, or by nas_reconcile.")
+            say("  The next backup of the VM is a full; its bitmap is dropped then, or by nas_reconcile.")
 
 
 def show_simulation(snapshots: Iterable[Snapshot], *, rules: RetentionRules, days: int, as_json: bool) -> None:
     every = list(snapshots)
     if as_json:
         return print_json([_snapshot(snapshot) for snapshot in every])
-    _say(f"{rules or 'no rules'} over {days} days, {len(every)} backups")
+    say(f"{rules or 'no rules'} over {days} days, {len(every)} backups")
     table = Table(box=None, header_style="bold")
     table.add_column("AFTER", no_wrap=True)
     for heading in ("BACKUPS", "FULLS", "DELETE-PENDING", "OLDEST, DAYS"):
@@ -129,13 +129,13 @@ def show_simulation(snapshots: Iterable[Snapshot], *, rules: RetentionRules, day
             add_row(table, *(str(document[key]) for key in keys))
     stdout().print(table)
     if every:
-        _say(f"\nKept in the end, {every[-1].now:%Y-%m-%d %H:%M} UTC:")
+        say(f"\nKept in the end, {every[-1].now:%Y-%m-%d %H:%M} UTC:")
         for rule, group in groupby(every[-1].restorable, key=lambda verdict: verdict.rule):
             dates = [f"{verdict.point.created_at:%Y-%m-%d %H:%M}" for verdict in group]
             shown = dates if len(dates) <= 4 else [*dates[:2], "…", dates[-1]]
-            _say(f"  {rule}: {len(dates)} ({', '.join(shown)})")
+            say(f"  {rule}: {len(dates)} ({', '.join(shown)})")
         if every[-1].pending:
-            _say(f"  delete-pending, in use by kept ones: {every[-1].pending}")
+            say(f"  delete-pending, in use by kept ones: {every[-1].pending}")
 
 
 def _snapshot(snapshot: Snapshot) -> dict[str, Any]:
@@ -179,7 +179,3 @@ def show_capacity(found: Mapping[str, Forecast], *, thresholds: Thresholds, as_j
 
 def capacity_document(name: str, forecast: Forecast, *, thresholds: Thresholds) -> dict[str, Any]:
     return {"repository": name, **forecast.facts(), "warning": forecast.warning(thresholds)}
-
-
-def _say(text: str) -> None:
-    stdout().print(text, soft_wrap=True, markup=False, highlight=False)
