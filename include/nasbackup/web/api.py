@@ -8,9 +8,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
 
-from nasbackup.catalog.pages import alerts, fleet, history, running, stock
+from nasbackup.catalog.pages import fleet, history, running, stock
 from nasbackup.web import views
-from nasbackup.web.params import Pages, Search, Severity, WantedVms
+from nasbackup.web.params import Pages, WantedAlerts, WantedVms
 from nasbackup.web.site import Here
 
 router = APIRouter(prefix="/api")
@@ -108,19 +108,10 @@ def repositories_api(page: Here) -> dict[str, Any]:
 
 
 @router.get("/alerts")
-def alerts_api(
-    page: Here, paging: Pages, closed: bool = False, severity: Severity = Severity.ANY, q: Search = ""
-) -> dict[str, Any]:
+def alerts_api(page: Here, wanted: WantedAlerts, paging: Pages) -> dict[str, Any]:
     """Open alerts, the worst first; or closed ones, the last first."""
     with page.reading() as cursor:
-        found, total = alerts.alerts(
-            cursor,
-            open_ones=not closed,
-            severity=severity.value,
-            search=q.replace("\0", "").strip(),
-            limit=paging.per,
-            offset=paging.offset,
-        )
+        found, total = views.alerts(cursor, wanted=wanted, paging=paging)
     return {"total": total, "page": paging.page, "per": paging.per, "alerts": [asdict(alert) for alert in found]}
 
 

@@ -14,7 +14,7 @@ from nasbackup.catalog.pages import now as catalog_now
 from nasbackup.web import views
 from nasbackup.web.chain_picture import draw
 from nasbackup.web.compliance import DEFAULT_SLO, compliance
-from nasbackup.web.params import Pages, Search, Severity, WantedVms, Word
+from nasbackup.web.params import Pages, WantedAlerts, WantedVms, Word
 from nasbackup.web.site import Here
 
 router = APIRouter()
@@ -104,31 +104,18 @@ def repositories_page(page: Here) -> Response:
 
 
 @router.get("/alerts")
-def alerts_page(
-    page: Here,
-    paging: Pages,
-    closed: bool = False,
-    severity: Severity = Severity.ANY,
-    q: Search = "",
-) -> Response:
+def alerts_page(page: Here, wanted: WantedAlerts, paging: Pages) -> Response:
     """What is wrong now, or was."""
     with page.reading() as cursor:
-        found, total = alerts.alerts(
-            cursor,
-            open_ones=not closed,
-            severity=severity.value,
-            search=q.replace("\0", "").strip(),
-            limit=paging.per,
-            offset=paging.offset,
-        )
+        found, total = views.alerts(cursor, wanted=wanted, paging=paging)
         return page.show(
             "alerts.html",
             cursor=cursor,
             view="alerts",
             alerts=found,
-            closed=closed,
-            severity=severity.value,
-            q=q,
+            closed=wanted.closed,
+            severity=wanted.severity.value,
+            q=wanted.search,
             total=total,
             paging=paging,
             last=paging.last(total),

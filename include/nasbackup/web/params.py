@@ -63,7 +63,7 @@ def _wanted(
     order: Order = Order.ASC,
 ) -> Wanted:
     return Wanted(
-        search=q.replace("\0", "").strip(),
+        search=_searched(q),
         statuses=tuple(status or ()),
         policy=policy.replace("\0", ""),
         zone=zone.replace("\0", ""),
@@ -76,3 +76,23 @@ def _wanted(
 
 
 WantedVms = Annotated[Wanted, Depends(_wanted)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alerts:
+    """Which alerts: those that are open, or the ``closed`` ones."""
+
+    closed: bool
+    severity: Severity
+    search: str
+
+
+def _alerts(closed: bool = False, severity: Severity = Severity.ANY, q: Search = "") -> Alerts:
+    return Alerts(closed=closed, severity=severity, search=_searched(q))
+
+
+WantedAlerts = Annotated[Alerts, Depends(_alerts)]
+
+
+def _searched(q: str) -> str:
+    return q.replace("\0", "").strip()

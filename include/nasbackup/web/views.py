@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nasbackup.catalog import Cursor
+from nasbackup.catalog.pages import alerts as catalog_alerts
 from nasbackup.catalog.pages import fleet
 from nasbackup.catalog.pages import now as catalog_now
+from nasbackup.catalog.pages.alerts import Alert
 from nasbackup.catalog.pages.history import BackupRow
 from nasbackup.catalog.pages.stock import RepositoryRow
 from nasbackup.retention.capacity import Forecast, Thresholds, forecast
 from nasbackup.web.chain_picture import Link
 from nasbackup.web.compliance import Compliance, of_policies
+from nasbackup.web.params import Alerts, Paging
 from nasbackup.web.site import Page
 
 DRAWN = 200
@@ -52,6 +55,18 @@ def repositories(rows: Sequence[RepositoryRow], page: Page) -> list[RepositoryVi
         warning = expected.warning(thresholds) if expected else None
         found.append(RepositoryView(row=row, forecast=expected, warning=warning))
     return found
+
+
+def alerts(cursor: Cursor, *, wanted: Alerts, paging: Paging) -> tuple[list[Alert], int]:
+    """A page of them, and how many there are."""
+    return catalog_alerts.alerts(
+        cursor,
+        open_ones=not wanted.closed,
+        severity=wanted.severity.value,
+        search=wanted.search,
+        limit=paging.per,
+        offset=paging.offset,
+    )
 
 
 def links(rows: Sequence[BackupRow]) -> list[Link]:
