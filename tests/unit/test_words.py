@@ -49,8 +49,9 @@ def test_a_speed_is_a_size_a_second() -> None:
         (3600 * 26, "1 d 2 h", "1 day 2 hours"),
         (3600 * 26 + 180, "1 d 2 h", "1 day 2 hours"),
         (86_400 + 59, "1 d", "1 day"),
+        (86_400 + 61, "1 d", "1 day"),  # never days with seconds, nor with minutes
         (86_400 * 2, "2 d", "2 days"),
-        (86_400 * 3 + 300, "3 d", "3 days"),  # never days with minutes
+        (86_400 * 3 + 300, "3 d", "3 days"),
     ],
 )
 def test_lengths_of_time_come_in_two_neighbouring_units(seconds: float, short: str, long: str) -> None:
