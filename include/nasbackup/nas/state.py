@@ -73,6 +73,10 @@ class Described:
     saved: tuple[SavedState, ...]
     missing: tuple[str, ...]
 
+    @property
+    def nvram(self) -> SavedState | None:
+        return next((entry for entry in self.saved if entry.kind is StateKind.NVRAM), None)
+
 
 def describe(directory: Path) -> Described:
     """Raises ManifestInvalid, NasIo's causes (OSError)."""

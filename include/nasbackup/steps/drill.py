@@ -40,7 +40,6 @@ from nasbackup.errors import (
     ToolMissing,
 )
 from nasbackup.hypervisor import Hypervisor, connect, live
-from nasbackup.machine import StateKind
 from nasbackup.model import Host
 from nasbackup.nas import state
 from nasbackup.restore import overlay as overlays
@@ -239,7 +238,6 @@ def _running(hypervisor: Hypervisor, located: Located, *, request: DrillRequest)
 
 def _definition(located: Located, *, name: str, uuid: str, directory: Path, made: list[overlays.Overlay]) -> str:
     found = described(located)
-    nvram = next((entry for entry in found.saved if entry.kind is StateKind.NVRAM), None)
     variables = directory / "nvram.fd"
     definition = redefine(
         found.domain_xml,
@@ -247,10 +245,10 @@ def _definition(located: Located, *, name: str, uuid: str, directory: Path, made
         uuid=uuid,
         disks=overlays.disk_files(made),
         isolate=True,
-        nvram=str(variables) if nvram is not None else None,
+        nvram=str(variables) if found.nvram is not None else None,
     )
-    if nvram is not None:
-        variables.write_bytes(state.load(located.directory, entry=nvram))
+    if found.nvram is not None:
+        variables.write_bytes(state.load(located.directory, entry=found.nvram))
     for note in definition.notes:
         log.info("%s: %s", name, note)
     return overlays.with_console(overlays.on_backup(definition.xml, overlays=made))

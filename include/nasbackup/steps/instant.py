@@ -21,7 +21,6 @@ from pathlib import Path
 from nasbackup.catalog import Database, readings
 from nasbackup.errors import BackupNotRestorable, InstantUnfinished, NasBackupError
 from nasbackup.hypervisor import Hypervisor, define, live
-from nasbackup.machine import StateKind
 from nasbackup.nas import state
 from nasbackup.nas.durable import write_durably
 from nasbackup.restore.definition import check_name, redefine
@@ -150,14 +149,13 @@ def _create(
     needs = [image_bytes(located, volume=volume) for volume in choose(located.backup, volumes=())]
     require_room([(to, size) for size in needs])
     found = described(located)
-    nvram = next((entry for entry in found.saved if entry.kind is StateKind.NVRAM), None)
     variables = to / f"{uuid}.nvram.fd"
     definition = redefine(
         found.domain_xml,
         name=name,
         uuid=uuid,
         disks=disk_files(overlays),
-        nvram=str(variables) if nvram is not None else None,
+        nvram=str(variables) if found.nvram is not None else None,
     )
     made: list[Path] = []
     with doing("Making", to):
@@ -167,9 +165,9 @@ def _create(
         for overlay in overlays:
             create_all([overlay])
             made.append(overlay.file)
-        if nvram is not None:
+        if found.nvram is not None:
             made.append(variables)
-            write_durably(variables, state.load(located.directory, entry=nvram))
+            write_durably(variables, state.load(located.directory, entry=found.nvram))
         xml = on_backup(definition.xml, overlays=overlays)
         define.define(hypervisor, definition=xml, name=name, uuid=uuid)
         define.start(hypervisor, uuid=uuid, name=name)
