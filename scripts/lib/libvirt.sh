@@ -61,9 +61,14 @@ _start_libvirt() {
   return 1
 }
 
+# A QEMU that ended is a zombie until the init of this machine asks for its status, and libvirt waits for that: a
+# second or more with an init that looks now and then, for ever with one that never does (a container's often).
+# As their parent, tini asks at once. It stays until the daemon ends, which keeps the log that it has with -d.
 _start_daemon() { # remembers what we started, so that --down stops nothing else
   [[ ! $(_daemon_pid "$1") ]] || return 0
-  "$1" -d </dev/null 7>&-
+  local log=/var/log/libvirt/$1.log
+  (umask 077 && mkdir -p "${log%/*}" && : >>"$log")
+  (cd / && exec setsid tini -s -- "$1" </dev/null >>"$log" 2>&1 7>&- 8>&- 9>&-) &
   local pid='' try
   for ((try = 0; try < 20 && ${#pid} == 0; try++)); do
     sleep 0.1

@@ -10,6 +10,7 @@ PACKAGES=(
   postgresql postgresql-client
   busybox-static cpio zstd xz-utils                              # the demo guest's initramfs
   e2fsprogs util-linux                                           # mkfs, fsck; setpriv, flock
+  tini                                                           # a parent for processes that nobody waits for
   ca-certificates
 )
 TEST_PACKAGES=(
