@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # A stack is a PostgreSQL cluster and Airflow's four components, run by supervisord under var/<stack>/.
 # stack_up, stack_down, stack_remove and stack_status take its name; each may be called in any state.
+# For what needs PostgreSQL alone `stack_up NAME catalog` leaves Airflow out, or stops it; stack_airflow then starts it.
 
 LIB=$ROOT/scripts/lib
 # shellcheck source=scripts/lib/stack_env.sh
@@ -20,7 +21,11 @@ stack_up() {
   postgres_select
   if _stack_is_current; then
     step "Migrating the catalog" "$log" "$look" _migrate_catalog
-    say "  The $STACK stack is up: $(stack_url)"
+    if [[ ${2:-} == catalog ]]; then
+      step "Stopping Airflow, for a while" "$log" "$look" _ctl stop 'airflow:*'
+    else
+      say "  The $STACK stack is up: $(stack_url)"
+    fi
     return 0
   fi
   if stack_answers; then
@@ -29,6 +34,11 @@ stack_up() {
   step "Starting PostgreSQL" "$log" "$look" _start_postgres
   step "Migrating Airflow's database" "$log" "$look" _migrate_airflow
   step "Migrating the catalog" "$log" "$look" _migrate_catalog
+  [[ ${2:-} == catalog ]] || stack_airflow
+}
+
+stack_airflow() {
+  local log=$STACK_DIR/log/setup.log look="look into ${STACK_DIR#"$ROOT"/}/log/, then run it again"
   step "Starting Airflow" "$log" "$look" _start_airflow
   _fingerprint >"$RUN_DIR/fingerprint"
   say "  The $STACK stack is up: $(stack_url)"
