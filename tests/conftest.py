@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-import psycopg2
 import pytest
-from nasbackup.catalog import Database, migrate
+from nasbackup.catalog import Database
+
+from tests.databases import Databases
 
 
 @pytest.fixture(scope="session")
@@ -21,19 +21,14 @@ def postgres_directory() -> str:
     return host.replace("%2F", "/")
 
 
+@pytest.fixture(scope="session")
+def databases(postgres_directory: str) -> Iterator[Databases]:
+    databases = Databases(directory=postgres_directory)
+    yield databases
+    databases.drop()
+
+
 @pytest.fixture
-def database(postgres_directory: str) -> Iterator[Database]:
-    """An empty catalog of this test's own, migrated, dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex}"
-    admin = psycopg2.connect(host=postgres_directory, user="postgres", dbname="postgres")
-    admin.autocommit = True
-    with admin.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name} OWNER nasbackup")
-    try:
-        database = Database(parameters={"dsn": f"postgresql://nasbackup@{quote(postgres_directory, safe='')}/{name}"})
-        migrate(database)
-        yield database
-    finally:
-        with admin.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        admin.close()
+def database(databases: Databases) -> Database:
+    """An empty catalog, migrated, for this test alone."""
+    return databases.empty()
