@@ -130,7 +130,7 @@ class Airflow:
                 return state
             if time.monotonic() > deadline:
                 raise AirflowError(f"{dag_id} {run_id} is {state} after {timeout:g} s: {self.tasks(dag_id, run_id)}")
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def result(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> Any:
         """What a task returned."""

@@ -82,12 +82,16 @@ _write_env() {
   [[ $bind != 0.0.0.0 ]] || seen=$(hostname -f 2>/dev/null || hostname)
   read -r fernet api jwt <"$STACK_DIR/secrets/keys"
 
-  local timings=()
-  # A killed task is noticed sooner than in production (300 s): tests wait for it.
+  local timings=(AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME=0.5)
+  # Tests wait for what Airflow notices by looking now and then: it looks more often than in production. That of the
+  # heartbeat is how long the supervisor of a task sleeps that has failed or was skipped, before it says so (Airflow 3.3
+  # misses the end of a process whose sockets close first); and 15 beats have to fail before a task is taken for dead.
   [[ $STACK != test ]] || timings=(
-    AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT=30
-    AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL=5
-    AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL=20
+    AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME=0.1
+    AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT=15
+    AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL=2
+    AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL=10
+    AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL=1
   )
 
   # shellcheck disable=SC2054 # the commas belong to the values
@@ -120,7 +124,6 @@ _write_env() {
     AIRFLOW__API__WORKERS=1
     AIRFLOW__API__SECRET_KEY="$api"
     AIRFLOW__API_AUTH__JWT_SECRET="$jwt"
-    AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME=0.5
     AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL=10
     AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL=20
     AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES=1
