@@ -23,8 +23,8 @@ from nasbackup.errors import NasBackupError
 from nasbackup.hypervisor import connect, job
 from nasbackup.model import Backup, BackupStatus, Host, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
+from nasbackup.words import size
 from rich.console import Console
-from rich.filesize import decimal
 from rich.table import Table
 
 from lab import history, proof
@@ -160,10 +160,10 @@ class Demo:
                     backup.reason.value if first else "",
                     volume.name,
                     str(backup.chain_position) if first else "",
-                    decimal(volume.bytes_read or 0),
-                    decimal(volume.bytes_written or 0),
+                    size(volume.bytes_read or 0),
+                    size(volume.bytes_written or 0),
                     f"{volume.copy_seconds:.2f}",
-                    decimal(backup.size or 0) if first else "",
+                    size(backup.size or 0) if first else "",
                     ("yes" if backup.verified else "no") if first else "",
                 )
         Console(width=max(Console().width, 120), highlight=False).print(table)

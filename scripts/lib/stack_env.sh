@@ -94,6 +94,12 @@ _write_env() {
     AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL=1
   )
 
+  # nas_sla_watch looks as soon as Airflow is up: a host of fleet.yaml without a Connection is an alert to it.
+  local connections=()
+  [[ $STACK != demo ]] || connections=(
+    AIRFLOW_CONN_KVM_DEMO='{"conn_type": "libvirt", "extra": {"uri": "qemu:///system"}}'
+  )
+
   # shellcheck disable=SC2054 # the commas belong to the values
   local env=(
     NASBACKUP_ROOT="$ROOT"
@@ -131,6 +137,7 @@ _write_env() {
     "${timings[@]}"
     # The directory as a percent-encoded host: libpq, psycopg2 and Airflow's Connection (`.host`) all read it.
     AIRFLOW_CONN_NAS_BACKUP_CATALOG="postgresql://nasbackup@${PG_SOCKETS//\//%2F}/nasbackup"
+    "${connections[@]}"
 
     LC_ALL=C.UTF-8
   )

@@ -34,7 +34,9 @@ class LibvirtHook(BaseHook):
         try:
             connection = self.get_connection(self.libvirt_conn_id)
         except AirflowNotFoundException as error:
-            raise UnknownHost(host=self.libvirt_conn_id, known=", ".join(fleet.load().hosts)) from error
+            raise UnknownHost(
+                host=self.libvirt_conn_id, known=f"{', '.join(fleet.load().hosts)} (in fleet.yaml)"
+            ) from error
         extra = _extra(connection, expected=self.conn_type)
         default = Host(name=self.libvirt_conn_id)
         return Host(
