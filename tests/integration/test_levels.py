@@ -193,8 +193,8 @@ def test_a_copy_that_waits_for_its_bandwidth_keeps_its_lease_and_says_where_it_s
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 1 KiB a second the second piece's turn would come after a quarter of an hour."""
-    monkeypatch.setattr(sys.modules["nasbackup.steps.copy"], "PROGRESS_SECONDS", 0.05)
-    monkeypatch.setattr("nasbackup.nas.watchdog.NO_ANSWER_SECONDS", 0.2)  # asked for again and again meanwhile
+    monkeypatch.setattr(sys.modules["nasbackup.steps.copy"], "PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr("nasbackup.nas.watchdog.NO_ANSWER_SECONDS", 4.0)  # the NAS is asked some times meanwhile
     story.machine.guest_io("vda", "write -P 0x11 0 4M")
     ticket, _ = story.decide(bandwidth=KIB)
     decided = steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.OFF)
