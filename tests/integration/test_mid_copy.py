@@ -248,3 +248,19 @@ def test_a_vm_destroyed_in_mid_copy_ends_the_copy_at_once_and_says_so(big_story:
     steps.end_job(story.site, ticket=ticket)
     assert names_on_nas(story) == set()
     assert tool("qemu-img", "check", str(story.machine.disks["vda"]))
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["qemu_dies", "only_the_export_is_gone"])
+def test_an_export_that_breaks_before_libvirt_knows_why(big_story: Story, dies: bool) -> None:
+    """The sockets of a QEMU that dies are closed a moment before libvirt notices."""
+    story = big_story
+    ticket, decided = begin(story)
+    with hanging_in_mid_copy(story, ticket, decided) as copying:
+        story.machine.qmp("nbd-server-stop")
+        os.kill(copying.qemu_nbd, signal.SIGCONT)
+        if dies:
+            time.sleep(1)
+            story.machine.destroy()
+        assert copying.end() == ("JobLost" if dies else "ReadFailed")
+    steps.end_job(story.site, ticket=ticket)
+    assert names_on_nas(story) == set()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nasbackup import layout
 from nasbackup.catalog import backups, leases
 from nasbackup.catalog import progress as reports
-from nasbackup.errors import HostNotReady, RepositoryFull, TargetFull, TransferError
+from nasbackup.errors import HostNotReady, ReadFailed, RepositoryFull, TargetFull, TransferError
 from nasbackup.hypervisor import connect, job, scratch
 from nasbackup.model import Backup, BackupVolume
 from nasbackup.nas import publish
@@ -89,8 +89,11 @@ def copy(
         with connect(site.host) as hypervisor:
             job.end(hypervisor, name=site.job_name(backup))  # not left to end_job: the guest's writes would fail
         raise
+    except ReadFailed:
+        source.explain()
+        raise
     except TransferError:
-        source.require()  # a VM that stopped or started says more than a broken connection
+        source.require()  # a VM that stopped or started says more than a file that can't be written
         raise
     source.require()
     with site.database.transaction() as cursor:

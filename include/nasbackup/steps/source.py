@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,16 @@ from nasbackup.transfer.source import serve_image
 Served = tuple[str, str | None]
 """An NBD URI, and the name of the dirty bitmap that is served with it (None for a full)."""
 
+_NOTICED = 3.0
+"""Seconds that libvirt may take to notice that QEMU is gone: the export breaks with QEMU, libvirt hears of it later."""
+
 
 class Source(Protocol):
     def require(self) -> None:
         """Raise unless what is read is still the point in time."""
+
+    def explain(self) -> None:
+        """After a read failed: raise what says more than a broken connection, if anything does."""
 
     def serve(self) -> contextlib.AbstractContextManager[Served]:
         """The volume, for as long as the block lasts."""
@@ -45,6 +52,13 @@ class RunningSource:
         with connect(self.site.host) as hypervisor:
             job.require(hypervisor, name=self.site.job_name(self.backup))
 
+    def explain(self) -> None:
+        """Raises JobLost, also when libvirt still believes in the job at first."""
+        deadline = time.monotonic() + _NOTICED
+        while time.monotonic() < deadline:
+            self.require()
+            time.sleep(0.1)
+
     @contextlib.contextmanager
     def serve(self) -> Iterator[Served]:
         incremental = self.volume.type is BackupType.INCREMENTAL
@@ -66,6 +80,10 @@ class StoppedSource:
             offline.require_stopped(hypervisor, domain=hypervisor.domain(name=self.backup.vm))
         if offline.stamp(Path(self.volume.source)) != self.volume.source_stamp:
             raise VmStarted(vm=self.backup.vm)
+
+    def explain(self) -> None:
+        """Raises VmStarted."""
+        self.require()
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[Served]:
