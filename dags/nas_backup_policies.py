@@ -16,14 +16,14 @@ A night that was missed is caught up once. Changes of `fleet.yaml` need no resta
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import MultipleCronTriggerTimetable, dag, get_current_context, task, task_group
+from airflow.sdk import dag, get_current_context, task, task_group
 from nasbackup.airflow.begin_backup import BeginBackupOperator
 from nasbackup.airflow.forms import policy_params
 from nasbackup.airflow.pools import BACK_UP, POLICY_DAG, group_of
 from nasbackup.airflow.retries import task_defaults
+from nasbackup.airflow.schedule import at_its_times
 from nasbackup.fleet import Fleet, Policy, load
 
 
@@ -33,9 +33,7 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
         dag_display_name=f"NAS backup policy {policy.name}",
         description=f"Back up the VMs of policy {policy.name}",
         doc_md=__doc__,
-        # A new policy waits for its next time. (False, which should say so, runs a time that has just passed: the
-        # timetable of Airflow 3.3 takes it for None.)
-        schedule=MultipleCronTriggerTimetable(*policy.schedule, timezone=policy.timezone, run_immediately=timedelta(0)),
+        schedule=at_its_times(*policy.schedule, timezone=policy.timezone),
         catchup=False,
         max_active_runs=1,
         params=policy_params(),

@@ -19,6 +19,7 @@ from typing import Any
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.forms import is_dry_run, reconcile_params
 from nasbackup.airflow.retries import task_defaults
+from nasbackup.airflow.schedule import at_its_times
 
 
 @dag(
@@ -26,7 +27,7 @@ from nasbackup.airflow.retries import task_defaults
     dag_display_name="NAS reconcile",
     description="Take away what crashes left on hosts and repositories",
     doc_md=__doc__,
-    schedule="@hourly",
+    schedule=at_its_times("0 * * * *"),
     catchup=False,
     max_active_runs=1,
     params=reconcile_params(),

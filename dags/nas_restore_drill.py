@@ -21,6 +21,7 @@ from typing import Any
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.drill_form import drill_params
 from nasbackup.airflow.retries import task_defaults
+from nasbackup.airflow.schedule import at_its_times
 from nasbackup.fleet import load
 
 
@@ -29,7 +30,7 @@ from nasbackup.fleet import load
     dag_display_name="NAS restore drill",
     description="Boot a backup, apart from everything, and see whether it answers",
     doc_md=__doc__,
-    schedule="@weekly",
+    schedule=at_its_times("0 0 * * 0"),
     catchup=False,
     max_active_runs=1,
     params=drill_params(load()),

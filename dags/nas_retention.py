@@ -26,6 +26,7 @@ from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.approval import ApproveWhenAsked
 from nasbackup.airflow.forms import is_dry_run, retention_params
 from nasbackup.airflow.retries import task_defaults
+from nasbackup.airflow.schedule import at_its_times
 from nasbackup.fleet import load
 
 
@@ -34,7 +35,7 @@ from nasbackup.fleet import load
     dag_display_name="NAS retention",
     description="Delete the backups that no policy keeps",
     doc_md=__doc__,
-    schedule="@daily",
+    schedule=at_its_times("0 0 * * *"),
     catchup=False,
     max_active_runs=1,
     params=retention_params(),

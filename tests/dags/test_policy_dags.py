@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pendulum
 import pytest
 import time_machine
 from nasbackup.airflow import backup_tasks, mapped, policy_tasks
@@ -41,7 +42,7 @@ def next_run(dag: Any, *, after: datetime | None, now: datetime) -> datetime:
     timetable = DagSerialization.from_dict(DagSerialization.to_dict(dag)).timetable
     with time_machine.travel(now, tick=False):
         info = timetable.next_dagrun_info(
-            last_automated_data_interval=None if after is None else DataInterval.exact(after),
+            last_automated_data_interval=None if after is None else DataInterval.exact(pendulum.instance(after)),
             restriction=TimeRestriction(earliest=None, latest=None, catchup=dag.catchup),
         )
     assert info is not None
@@ -63,6 +64,27 @@ def test_nights_that_were_missed_are_caught_up_once(dags: Mapping[str, Any]) -> 
 def test_a_new_policy_waits_for_its_next_time(dags: Mapping[str, Any], minutes: int) -> None:
     now = datetime(2026, 11, 25, 0, 0, tzinfo=UTC) + timedelta(minutes=minutes)
     assert next_run(dags["nas_backup_policy_gold"], after=None, now=now) == datetime(2026, 11, 26, 0, 0, tzinfo=UTC)
+
+
+def test_a_first_time_is_not_lost_to_a_parse_of_the_file_just_after_it(dags: Mapping[str, Any]) -> None:
+    night = datetime(2026, 11, 25, 0, 0, tzinfo=UTC)
+    assert next_run(dags["nas_backup_policy_gold"], after=None, now=night + timedelta(seconds=30)) == night
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "interval"),
+    [
+        ("nas_reconcile", timedelta(hours=1)),
+        ("nas_retention", timedelta(days=1)),
+        ("nas_restore_drill", timedelta(weeks=1)),
+    ],
+)
+def test_who_unpauses_what_acts_begins_nothing_at_once(
+    dags: Mapping[str, Any], dag_id: str, interval: timedelta
+) -> None:
+    sunday = datetime(2026, 11, 29, 0, 0, tzinfo=UTC)
+    assert next_run(dags[dag_id], after=None, now=sunday + timedelta(minutes=2)) == sunday + interval
+    assert next_run(dags[dag_id], after=sunday, now=sunday + timedelta(minutes=2)) == sunday + interval
 
 
 def test_the_schedule_is_that_of_the_walls_clock(dags: Mapping[str, Any]) -> None:

