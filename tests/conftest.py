@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 from nasbackup.catalog import Database
 
 from tests.databases import Databases
+
+# How long an example takes says something about the machine, which may stand still for a moment, and nothing else.
+settings.register_profile(
+    "patient", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,17 @@ def fleet_file() -> Iterator[Path]:
     file.write_text(before)
 
 
+def away_from(*, seconds: float, every: float) -> None:
+    """Wait until no multiple of ``every`` (of Unix time) is within so many seconds: a scheduled run would act, too."""
+    left = every - time.time() % every
+    if left < seconds:
+        time.sleep(left + 1)
+
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
 @contextmanager
 def stopped_copy(vm: str, *, file: str, timeout: float) -> Iterator[int]:
     """Catch the qemu-nbd that writes this file of this VM, and hold the copy in its midst; yields the process's pid."""

@@ -30,7 +30,7 @@ def test_the_orphan_of_a_killed_supervisor_changes_nothing_any_more(
 ) -> None:
     machine = make_vm("orphan", 300 * MIB, 8 * MIB)
     machine.guest_io("vda", "write -P 0x41 0 300M")
-    run = plant.backup(machine.name)
+    run = plant.backup(machine.name, bandwidth="40 MiB/s")  # not over while its writer is let go for a moment
     with stopped_copy(machine.name, file="root.vda", timeout=120) as writer:
         # Airflow runs a task in a fork of its supervisor, which alone tells the scheduler that it is alive.
         orphan = parent_of(writer)

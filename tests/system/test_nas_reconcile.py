@@ -12,7 +12,7 @@ from nasbackup.model import BackupStatus, BackupType, Quiesce, VmState
 from nasbackup.settings import Settings
 
 from lab.vm import LabVm
-from tests.system.conftest import Plant, stopped_copy
+from tests.system.conftest import HOUR, Plant, away_from, stopped_copy
 
 pytestmark = pytest.mark.system
 
@@ -49,6 +49,7 @@ def test_a_run_that_vanished_is_found_listed_and_undone(plant: Plant, make_vm: C
     ticket, _ = steps.decide_chain(site, request=request, settings=Settings(), run_id="nas_backup/vanished")
     steps.checkpoint(site, ticket=ticket, quiesce=Quiesce.OFF)
     assert reconcile(plant, dry_run=False) == {}, "its lease is alive"
+    away_from(seconds=120, every=HOUR)
     with plant.database.transaction() as cursor:
         cursor.execute("UPDATE lease SET expires_at = now() - interval '1 second'")
     assert reconcile(plant) == {"undo_backup": "dry run"}

@@ -11,7 +11,7 @@ from nasbackup.catalog import vms
 from nasbackup.model import Backup, BackupStatus, BackupType, Mode, Reason
 
 from lab.vm import LabVm
-from tests.system.conftest import Plant
+from tests.system.conftest import DAY, Plant, away_from
 
 pytestmark = pytest.mark.system
 
@@ -44,6 +44,7 @@ def statuses(plant: Plant, machine: LabVm) -> list[BackupStatus]:
 def test_a_chain_goes_when_nothing_keeps_it_and_a_parent_waits_for_its_child(
     plant: Plant, make_vm: Callable[..., LabVm], tmp_path: Path
 ) -> None:
+    away_from(seconds=120, every=DAY)
     machine = make_vm("kept", 8 * MIB, 4 * MIB)
     made: list[Backup] = []
     for number in range(5):

@@ -187,7 +187,8 @@ def test_all_connections_share_one_limit_and_a_waiting_copy_reports_and_can_be_s
     seen: list[int] = []
 
     def count(progress: object) -> None:
-        seen.append(progress.done)  # type: ignore[attr-defined]
+        if progress.done:  # type: ignore[attr-defined]
+            seen.append(progress.done)  # type: ignore[attr-defined]
         if len(seen) == 40:
             raise LeaseGone
 

@@ -29,6 +29,7 @@ from transfer_lab import (
 
 SIZE = 64 * MIB
 SLOW_READS = ["nbdkit", "-f", "-U", "{socket}", "--filter=delay", "pattern", str(SIZE), "rdelay=20ms"]
+VERY_SLOW_READS = [*SLOW_READS[:-1], "rdelay=100ms"]  # some seconds: what happens in the midst is in the midst
 HANGING_READS = ["nbdkit", "-f", "-U", "{socket}", "--filter=delay", "pattern", str(SIZE), "rdelay=60"]
 
 
@@ -74,10 +75,10 @@ def test_flattening_to_a_full_nas(tmp_path: Path, small_nas: Path) -> None:
 
 
 def test_a_server_that_dies_during_the_copy(tmp_path: Path) -> None:
-    with nbd_server(*SLOW_READS) as source:
+    with nbd_server(*VERY_SLOW_READS) as source:
 
         def die_half_way(progress: Progress) -> None:
-            if progress.done > SIZE // 8:
+            if progress.done > SIZE // 4:
                 source.process.kill()
 
         with pytest.raises(ReadFailed) as caught:
@@ -88,7 +89,7 @@ def test_a_server_that_dies_during_the_copy(tmp_path: Path) -> None:
 def test_a_source_with_an_unreadable_block(tmp_path: Path) -> None:
     with (
         nbd_server(
-            "nbdkit", "-f", "-U", "{socket}", "--filter=error", "pattern", str(SIZE), "error-pread-rate=5%"
+            "nbdkit", "-f", "-U", "{socket}", "--filter=error", "pattern", str(SIZE), "error-pread-rate=50%"
         ) as source,
         pytest.raises(ReadFailed, match="EIO"),
     ):
@@ -108,7 +109,7 @@ def test_what_the_reporter_raises_stops_the_copy_promptly(tmp_path: Path, reads:
     with nbd_server(*reads) as source:
         with pytest.raises(LeaseGone):
             copy_from(source.uri, tmp_path / "layer.qcow2", on_progress=lose_lease)
-        assert time.monotonic() - raised_at < 2
+        assert time.monotonic() - raised_at < 20, "a hanging read takes 60 s: nobody has waited for it"
 
 
 def test_progress_is_reported_while_the_source_hangs(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_writer_that_dies_is_a_write_error(tmp_path: Path) -> None:
                 if pid not in before and name == "qemu-nbd":
                     os.kill(pid, signal.SIGKILL)
 
-    with nbd_server(*SLOW_READS) as source, pytest.raises((WriteFailed, ToolFailed)):
+    with nbd_server(*VERY_SLOW_READS) as source, pytest.raises((WriteFailed, ToolFailed)):
         copy_from(source.uri, tmp_path / "layer.qcow2", on_progress=kill_writer)
 
 
@@ -149,8 +150,7 @@ def test_too_few_slots_at_the_source_is_said_and_not_waited_for(
         copy_from(source.uri, tmp_path / "layer.qcow2", connections=4)
 
 
-def test_a_source_with_one_slot_only_is_copied_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nasbackup.transfer.nbd_connection._CONNECT_SECONDS", 0.5)
+def test_a_source_with_one_slot_only_is_copied_over_it(tmp_path: Path) -> None:
     layer = tmp_path / "layer.qcow2"
     with (
         nbd_server(*SLOW_READS) as slow,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from lab import browser as lab_browser
 from lab import seed
@@ -48,6 +48,12 @@ def looks(airflow: Airflow) -> list[dict[str, Any]]:
 
 def pause_watch(airflow: Airflow, paused: bool) -> None:
     airflow.request("PATCH", "/dags/nas_sla_watch", json={"is_paused": paused})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> None:
+    """A page that looks every 3 s is expected to show something in time, on a slow machine too."""
+    expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
