@@ -81,6 +81,12 @@ def decide_chain(state: ChainState, *, new_checkpoint: str, new_chain_id: str) -
             Reason.CHAIN_COMPLETE,
             f"the chain is complete: {latest.chain_position + 1} of {settings.full_every} (full.every)",
         )
+    instance = layout.instance_of(latest.external_id)
+    if instance != layout.safe_component(state.vm.name):
+        # Layers refer to each other as ../<time>/<file>: a chain lies in one directory.
+        return full.of_new_chain(
+            Reason.VM_RENAMED, f"the VM is called {state.vm.name} now, and its chain lies below {instance}"
+        )
     plans = _plan_volumes(state, parent=latest)
     incremental = [plan for plan in plans if plan.type is BackupType.INCREMENTAL]
     if not incremental:

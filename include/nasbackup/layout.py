@@ -52,6 +52,11 @@ def external_id(*, vm: str, when: datetime) -> str:
     return f"{safe_component(vm)}/{when.astimezone(UTC).strftime(_TIME)}"
 
 
+def instance_of(external_id: str) -> str:
+    """The VM's directory: named as the VM was when the backup was made."""
+    return external_id.split("/")[0]
+
+
 def checkpoint_name(*, when: datetime) -> str:
     return f"backup-{int(when.timestamp())}"
 

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     NO_ACTIVE_CHECKPOINT = "no_active_checkpoint"
     LATEST_BACKUP_MISMATCH = "latest_backup_mismatch"
     CHAIN_COMPLETE = "chain_complete"
+    VM_RENAMED = "vm_renamed"
     BITMAP_UNUSABLE = "bitmap_unusable"
     INCREMENTAL = "incremental"
     IMPORTED = "imported"  # not decided here: found in a repository, made by CloudStack

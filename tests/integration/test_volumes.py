@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,30 @@ def test_a_domain_defined_anew_goes_on_incrementally(story: Story) -> None:
     assert backup.volumes[0].bytes_read == MIB
     story.assert_everything_restores()
     story.assert_tidy()
+
+
+def test_a_vm_that_was_renamed_begins_a_chain_of_its_own(story: Story) -> None:
+    """Its UUID is the same; layers refer to each other within one directory, which is named as the VM is."""
+    old = story.backup()
+    definition = story.machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    story.machine.destroy()
+    story.machine.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    name = f"{story.machine.name}-new"
+    story.machine.connection.defineXML(definition.replace(f"<name>{story.machine.name}<", f"<name>{name}<"))
+    renamed = replace(story, machine=lab.LabVm(connection=story.machine.connection, name=name))
+    try:
+        assert renamed.machine.uuid == old.vm_uuid
+        renamed.machine.start()
+        backup = renamed.backup()
+        assert (backup.type, backup.reason) == (BackupType.FULL, Reason.VM_RENAMED)
+        assert backup.external_id.startswith(f"{name}/")
+        assert renamed.backup().parent == backup.external_id
+        renamed.assert_everything_restores()
+        renamed.assert_tidy()
+    finally:
+        renamed.machine.destroy()
+        renamed.machine.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+        story.machine.connection.defineXML(definition)
 
 
 def test_metadata_lost_while_the_vm_runs_is_told_to_libvirt_again(story: Story) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nasbackup import layout
 from nasbackup.chain import ChainState, decide_chain
 from nasbackup.model import (
     BackupType,
@@ -29,7 +30,7 @@ NEW_CHAIN = "5b1f2c1e-0000-4000-8000-0000000000c2"
 
 
 def incremental_state(**changes: Any) -> ChainState:
-    """Everything stands for an incremental on a full: row 9."""
+    """Everything stands for an incremental on a full: row 10."""
     return replace(
         ChainState(
             vm=vm(),
@@ -47,7 +48,7 @@ def decide(state: ChainState) -> ChainDecision:
     return decide_chain(state, new_checkpoint=NEW_CHECKPOINT, new_chain_id=NEW_CHAIN)
 
 
-# Rows 1 to 8: the smallest change of a state that is otherwise good for an incremental. Row 4 and 7 both speak of
+# Rows 1 to 9: the smallest change of a state that is otherwise good for an incremental. Row 4 and 7 both speak of
 # full.every, so row 7 leaves it alone and makes the parent the last of its chain.
 ROWS: dict[Reason, Any] = {
     Reason.INCREMENTAL_DISABLED: lambda s: replace(s, settings=replace(s.settings, incremental_enabled=False)),
@@ -57,6 +58,7 @@ ROWS: dict[Reason, Any] = {
     Reason.NO_ACTIVE_CHECKPOINT: lambda s: replace(s, active_checkpoint=None),
     Reason.LATEST_BACKUP_MISMATCH: lambda s: replace(s, latest=replace(s.latest, checkpoint="backup-0")),
     Reason.CHAIN_COMPLETE: lambda s: replace(s, latest=replace(s.latest, chain_position=9)),
+    Reason.VM_RENAMED: lambda s: replace(s, vm=replace(s.vm, name="i-2-1234-VM-new")),
     Reason.BITMAP_UNUSABLE: lambda s: replace(s, usable_bitmaps={}),
 }
 
@@ -84,7 +86,7 @@ def test_all_rows_at_once_are_the_first() -> None:
     assert decide(state).reason is Reason.INCREMENTAL_DISABLED
 
 
-def test_row_9_an_incremental_stands_on_the_latest_backup() -> None:
+def test_row_10_an_incremental_stands_on_the_latest_backup() -> None:
     decision = decide(incremental_state())
     assert decision == ChainDecision(
         type=BackupType.INCREMENTAL,
@@ -297,11 +299,20 @@ def test_mixed_volumes_are_each_named_with_their_reason() -> None:
     )
 
 
-def test_row_8_says_of_each_volume_why_it_cannot() -> None:
+def test_row_9_says_of_each_volume_why_it_cannot() -> None:
     state = incremental_state(vm=vm(volume(ROOT, virtual_size=1), volume(DATA, target="vdb")), usable_bitmaps={})
     decision = decide(state)
     assert (decision.type, decision.reason) == (BackupType.FULL, Reason.BITMAP_UNUSABLE)
     assert "ROOT-1: resized, DATA-2: bitmap_unusable" in decision.explanation
+
+
+def test_a_name_that_is_no_directory_name_is_compared_as_it_is_written() -> None:
+    strange = replace(incremental_state().vm, name="a/b %")
+    latest = past_backup(external_id=f"{layout.safe_component('a/b %')}/2026.01.31.22.00.05")
+    assert decide(incremental_state(vm=strange, latest=latest)).reason is Reason.INCREMENTAL
+    assert decide(incremental_state(vm=strange)).explanation == (
+        "full: the VM is called a/b % now, and its chain lies below i-2-1234-VM"
+    )
 
 
 def test_a_vm_with_raw_disks_only_gets_no_checkpoint() -> None:
@@ -350,7 +361,8 @@ def machines(draw: st.DrawFn) -> Vm:
         )
         for index, source in enumerate(sources)
     ]
-    return vm(*volumes, state=draw(st.sampled_from(VmState)))
+    name = draw(st.sampled_from(["i-2-1234-VM", "i-2-1234-VM", "i-2-1234-VM", "renamed/VM"]))
+    return vm(*volumes, name=name, state=draw(st.sampled_from(VmState)))
 
 
 @st.composite
@@ -388,6 +400,7 @@ def test_every_decision_is_sound(state: ChainState) -> None:
     parent = state.latest
     assert parent is not None
     assert decision.reason is Reason.INCREMENTAL
+    assert parent.external_id.startswith(f"{layout.safe_component(state.vm.name)}/"), "a chain lies in one directory"
     assert decision.parent_id == parent.backup_id
     assert decision.base_checkpoint == state.active_checkpoint == parent.checkpoint
     assert decision.checkpoint == NEW_CHECKPOINT
