@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -399,6 +400,80 @@ def test_a_backup_that_is_being_made_is_refused(vault: Vault) -> None:
         vault.delete(backup)
     recorded = vault.record(vault.again(ticket))
     vault.assert_whole(recorded)
+
+
+def lose_row(vault: Vault, backup: Backup) -> None:
+    """As in a catalog that was restored from a dump of the day before."""
+    with vault.site.database.transaction() as cursor:
+        cursor.execute("UPDATE active_checkpoint SET checkpoint = NULL, backup_id = NULL")
+        cursor.execute("DELETE FROM backup WHERE backup_id = %s", (backup.backup_id,))
+
+
+def test_what_the_catalog_does_not_know_keeps_what_it_is_built_on(vault: Vault) -> None:
+    base, parent, unknown = vault.chain(3)
+    lose_row(vault, unknown)
+    (vault.root / VM_NAME / ".partial-2026.02.28.22.00.05").mkdir()  # somebody begins just now
+    (vault.root / VM_NAME / "2026.02.28.22.00.06").mkdir()  # no backup: there is no manifest
+    with pytest.raises(BackupNotDeletable) as refused:
+        vault.delete(parent, base)
+    assert str(refused.value) == (
+        f"Backup {parent.external_id} cannot be deleted: on the NAS {unknown.external_id} is built on it, which the "
+        "catalog does not know. Run `nasbackup rebuild-catalog --repository nas_test` first, or remove that directory "
+        "if nobody needs it."
+    )
+    vault.assert_whole(base, parent)
+    assert vault.on_nas(unknown.external_id) == vault.content[unknown.external_id]
+    shutil.rmtree(vault.root / unknown.external_id)
+    vault.delete(parent, base)
+    assert vault.statuses() == {}
+
+
+def test_a_parent_waits_for_a_child_that_the_catalog_does_not_know(vault: Vault) -> None:
+    (parent,) = vault.chain(1)
+    known, unknown = vault.record(vault.begin(parent=parent)), vault.record(vault.begin(parent=parent))
+    (other,) = vault.chain(1)
+    vault.delete(parent)
+    lose_row(vault, unknown)
+    (done,) = vault.delete(known)
+    assert [gone.external_id for gone in done.removed] == [known.external_id], "and what is done is told"
+    assert statuses(vault, parent, other) == [PENDING, RECORDED]
+    with pytest.raises(BackupNotDeletable, match="rebuild-catalog"):
+        vault.finish()
+    assert vault.on_nas(parent.external_id) == vault.content[parent.external_id]
+    shutil.rmtree(vault.root / unknown.external_id)
+    assert vault.finish() == [parent.external_id]
+    vault.assert_whole(other)
+
+
+def test_what_can_go_goes_though_something_else_cannot(vault: Vault) -> None:
+    (parent,) = vault.chain(1)
+    unknown = vault.record(vault.begin(parent=parent))
+    other, last = vault.chain(2)
+    lose_row(vault, unknown)
+    with vault.site.database.transaction() as cursor:  # both were begun with, and the worker died
+        for backup in (parent, last):
+            cursor.execute("UPDATE backup SET status = 'Deleting' WHERE backup_id = %s", (backup.backup_id,))
+        cursor.execute("UPDATE backup SET status = 'DeletePending' WHERE backup_id = %s", (other.backup_id,))
+    with pytest.raises(BackupNotDeletable, match="rebuild-catalog"):
+        vault.finish()
+    assert statuses(vault, parent, other, last) == [DELETING, None, None]
+
+
+def test_a_link_in_the_place_of_a_backup_is_refused_before_anything_is_touched(vault: Vault, tmp_path: Path) -> None:
+    base, last = vault.chain(2)
+    place, moved = vault.root / last.external_id, tmp_path / "moved"
+    place.rename(moved)
+    place.symlink_to(moved)
+    with pytest.raises(BackupNotDeletable, match="its directory is a symbolic link"):
+        vault.delete(last)
+    assert statuses(vault, base, last) == [RECORDED, RECORDED]
+    with pytest.raises(NasIo, match="is a symbolic link"):
+        publish.discard(vault.site.repository, root=vault.root, external_id=last.external_id)
+    vault.assert_whole(base, last)
+    place.unlink()
+    moved.rename(place)
+    vault.delete(last)
+    vault.assert_whole(base)
 
 
 # --- at the same time -----------------------------------------------------------------------------------------

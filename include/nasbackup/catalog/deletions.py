@@ -120,6 +120,16 @@ def keepers(cursor: Cursor, *, backup_ids: Sequence[int]) -> dict[int, list[str]
     return found
 
 
+def known_of(cursor: Cursor, *, external_ids: Sequence[str], repository: str) -> frozenset[str]:
+    """Which of these the catalog has in the repository, in whatever state."""
+    cursor.execute(
+        "SELECT external_id FROM backup WHERE external_id = ANY(%s)"
+        " AND repository_id = (SELECT repository_id FROM repository WHERE name = %s)",
+        (list(external_ids), repository),
+    )
+    return frozenset(row["external_id"] for row in cursor.fetchall())
+
+
 # --- what people say of one backup ----------------------------------------------------------------------------
 
 

@@ -92,9 +92,20 @@ def publish(
 
 
 def discard(repository: Repository, *, root: Path, external_id: str) -> None:
-    """Remove what a backup that was never recorded left on the NAS; no file of any other backup is touched."""
+    """Remove what a backup that was never recorded left on the NAS; no file of any other backup is touched.
+
+    Raises NasIo, before anything is touched, where a link is in the place of the directory.
+    """
     with doing(repository, f"removing the remains of {external_id}"):
-        for directory in (root / layout.partial_directory(external_id), root / external_id):
+        directories = (root / layout.partial_directory(external_id), root / external_id)
+        for directory in directories:
+            if directory.is_symlink():
+                raise NasIo(
+                    action=f"Removing {external_id}",
+                    repository=repository.name,
+                    reason=f"{directory} is a symbolic link. Put the directory itself in its place, or remove the link",
+                )
+        for directory in directories:
             _remove_tree(directory)
         parent = root / os.path.dirname(external_id)
         if parent.is_dir() and all(path.name == layout.RESTORE_TXT for path in parent.iterdir()):

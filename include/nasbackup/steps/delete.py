@@ -21,6 +21,7 @@ from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.lease import held_lease
+from nasbackup.steps.removable import require_removable
 from nasbackup.steps.ticket import Store
 
 log = logging.getLogger(__name__)
@@ -100,11 +101,21 @@ def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
 
 
 def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
-    """delete(B), by the holder of the lease: this backup, and each parent that only waited for it."""
+    """delete(B), by the holder of the lease: this backup, and each parent that only waited for it.
+
+    Raises BackupNotDeletable for the backup itself; a parent that cannot be removed waits on.
+    """
     removed: list[Removal] = []
     identity = store.repository_uuid
     current: Backup | None = backup
     while current is not None:
+        try:
+            require_removable(store, backup=current)
+        except BackupNotDeletable as refused:
+            if not removed:
+                raise
+            log.warning("%s", refused)
+            break
         with store.database.transaction() as cursor:
             leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
             status = deletions.mark(cursor, backup_id=current.backup_id)
@@ -135,13 +146,19 @@ def list_files(store: Store, *, vm: str) -> list[str]:
 
 
 def let_parent_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
-    """A failed child is cleaned up: a parent that was delete-pending because of it alone goes now."""
+    """A failed child is cleaned up: a parent that was delete-pending because of it alone goes now, if it can."""
     if backup.parent_id is None:
         return []
     with store.database.transaction() as cursor:
         parent_id = deletions.falling(cursor, backup_id=backup.parent_id)
         parent = backups.get(cursor, backup_id=parent_id) if parent_id is not None else None
-    return let_fall(store, backup=parent, lease_token=lease_token) if parent is not None else []
+    if parent is None:
+        return []
+    try:
+        return let_fall(store, backup=parent, lease_token=lease_token)
+    except BackupNotDeletable as refused:  # that is for whoever deletes: the run that cleans up goes on
+        log.warning("%s", refused)
+        return []
 
 
 def finish(store: Store, *, vm_uuid: str, vm: str, holder: str) -> list[Removal]:
@@ -155,17 +172,25 @@ def finish(store: Store, *, vm_uuid: str, vm: str, holder: str) -> list[Removal]
 
 
 def finish_as_holder(store: Store, *, vm_uuid: str, lease_token: int) -> list[Removal]:
+    """Raises BackupNotDeletable for the first that cannot be removed, when all that can are gone."""
     removed: list[Removal] = []
+    refused: dict[int, BackupNotDeletable] = {}
     while True:
         with store.database.transaction() as cursor:
             waiting = [
                 backup
                 for backup in deletions.unfinished(cursor, vm_uuid=vm_uuid)
-                if backup.repository == store.repository.name
+                if backup.repository == store.repository.name and backup.backup_id not in refused
             ]
         if not waiting:
-            return removed
-        removed += let_fall(store, backup=waiting[-1], lease_token=lease_token)
+            break
+        try:
+            removed += let_fall(store, backup=waiting[-1], lease_token=lease_token)
+        except BackupNotDeletable as error:
+            refused[waiting[-1].backup_id] = error
+    if refused:
+        raise next(iter(refused.values()))
+    return removed
 
 
 @dataclass(frozen=True, kw_only=True)
