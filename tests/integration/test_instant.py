@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nasbackup.catalog import readings
 from nasbackup.errors import InstantUnfinished
 from nasbackup.hypervisor import connect, live
 from nasbackup.model import BackupStatus, BackupType
@@ -102,7 +104,11 @@ def begin(story: Story, copy: lab.LabVm, external_id: str) -> InstantVm:
     with connect(host) as hypervisor:
         return instant.start(
             hypervisor,
-            locate(story.site.database, external_id=external_id),
+            locate(
+                story.site.database,
+                external_id=external_id,
+                reader=instant.reader_of(name=copy.name, host=host.name),
+            ),
             database=story.site.database,
             name=copy.name,
             to=copy.directory,
@@ -132,9 +138,6 @@ def test_it_goes_on_after_a_crash_and_meanwhile_the_backup_is_kept(
         with pytest.raises(InstantUnfinished, match="it was shut down"):
             instant.finish(hypervisor, vm, database=database)
     eventually(lambda: servers() == [])  # with its only client
-    with database.transaction() as cursor:  # somebody had second thoughts
-        cursor.execute("UPDATE backup SET status = 'BackedUp' WHERE backup_id = %s", (backup.backup_id,))
-
     with monkeypatch.context() as killed:
         killed.setattr(live, "begin_next_pull", lambda *_: None)
         begin(story, copy, backup.external_id)
@@ -178,6 +181,12 @@ def test_what_is_refused_leaves_nothing(story: Story, copy: lab.LabVm, tmp_path:
     (tmp_path / "taken away").rename(layer)
     nasbackup(database, "delete", full.external_id)
     assert "it is DeletePending" in sentence(full.external_id) or "deleted it" in sentence(full.external_id)
+    with database.transaction() as cursor:  # but to a VM of this name, that runs from it since before
+        reader = instant.reader_of(name=copy.name, host=platform.node())
+        readings.begin(cursor, backup_id=full.backup_id, reader=reader, seconds=60, held=True)
+    other.write_text("somebody's")
+    assert f"{other} exists already" in sentence(full.external_id)
+    other.unlink()
 
     assert copy.name not in [domain.name() for domain in copy.connection.listAllDomains()]
     assert list(copy.directory.iterdir()) == []

@@ -36,7 +36,7 @@ def plan(*, params: Mapping[str, Any], backup: str) -> list[str]:
         raise ParamInvalid(name="to", value=params["to"], problem="it must be an absolute path")
     if params["volumes"]:
         raise ParamInvalid(name="volumes", value=params["volumes"], problem="target instant takes all of them")
-    locate(hooks.catalog(), external_id=backup)
+    locate(hooks.catalog(), external_id=backup, reader=_reader(params))
     return [params["new_name"]]
 
 
@@ -47,7 +47,7 @@ def run(*, params: Mapping[str, Any], backup: str) -> dict[str, Any]:
     """
     database = hooks.catalog()
     host = hooks.LibvirtHook(libvirt_conn_id=params["host"]).get_conn()
-    located = locate(database, external_id=backup)
+    located = locate(database, external_id=backup, reader=_reader(params))
     to = Path(params["to"])
     with connect(host) as hypervisor:
         vm = instant.start(
@@ -59,6 +59,10 @@ def run(*, params: Mapping[str, Any], backup: str) -> dict[str, Any]:
         instant.finish(hypervisor, vm, database=database, follow=_log_now_and_then())
     log.info("VM %s is independent of the NAS", vm.name)
     return {"volume": vm.name, "source": backup, "file": str(to)}
+
+
+def _reader(params: Mapping[str, Any]) -> str:
+    return instant.reader_of(name=params["new_name"], host=params["host"])
 
 
 def _log_now_and_then() -> Callable[[Sequence[Pull]], None]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, instant_tasks
+from nasbackup.airflow.approval import PATIENCE
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
-from nasbackup.catalog import Database, backups, restores
+from nasbackup.catalog import Database, backups, readings, restores
 from nasbackup.errors import NoBackupBefore, ParamInvalid, TargetExists
 from nasbackup.model import Backup, Host, Target
 from nasbackup.restore.files import require_room
@@ -33,11 +35,15 @@ log = logging.getLogger(__name__)
 
 Payload = dict[str, Any]
 
+KEPT_WHILE_ASKED = PATIENCE + timedelta(hours=4)
+"""The backup, from the question on; and again from the moment in which each volume is begun with."""
+
 
 def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: str) -> Payload:
     """What is to be restored, checked: ``backup``, ``work`` (a volume each), and the ``question`` to ask, if any.
 
-    Nothing is written. From here on nobody backs the VM up or deletes backups of it; while somebody is asked, they may.
+    Nothing is written. From here on nobody backs the VM up or deletes backups of it. While somebody is asked they may
+    again, but for this backup, which is kept until the run has ended.
     Raises RequestError, BackupNotRestorable, TargetExists, NotEnoughSpace, VmNotStopped, VmBusy.
     """
     require_known_keys(conf, form=restore_params(fleet.load()))
@@ -62,8 +68,21 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
     for note in notes:
         log.warning("%s", note)
     if question:
+        _keep(bench, backup=backup)
         lease.leave()
     return _planned(backup, names=names, question=question, notes=notes)
+
+
+def _keep(bench: steps.Bench, *, backup: Backup) -> None:
+    """As long as it may take until there is an answer, and that is begun with; again when it is."""
+    with bench.database.transaction() as cursor:
+        readings.keep(
+            cursor,
+            backup_id=backup.backup_id,
+            reader=bench.holder,
+            backup=backup.external_id,
+            seconds=KEPT_WHILE_ASKED.total_seconds(),
+        )
 
 
 def _planned(backup: Backup, *, names: Sequence[str], question: str = "", notes: Sequence[str] = ()) -> Payload:
@@ -101,6 +120,8 @@ def restore(*, params: Mapping[str, Any], work: Mapping[str, str], run_id: str, 
     backup, volume = bench.backup(work["backup"]), work["volume"]
     if params["target"] == Target.IMAGE:
         return _restore_image(bench, backup=backup, volume=volume, params=params, try_number=try_number)
+    if params["target"] == Target.IN_PLACE and not params["approved"]:  # somebody was asked: the mark goes on
+        _keep(bench, backup=backup)
     key = _key(run_id)
     done = steps.restore_volume(bench, backup=backup, key=key, volume=volume, follow=_log_progress)
     return {"volume": done.name, "source": done.source, "file": done.path}
@@ -146,6 +167,8 @@ def give_back(*, params: Mapping[str, Any], backup: str, run_id: str) -> None:
     """However the run ended: what was not committed is undone, and the VM's lease given back."""
     bench = _bench(params, run_id=run_id)
     steps.give_back(bench, backup=bench.backup(backup), key=_key(run_id))
+    with bench.database.transaction() as cursor:
+        readings.end_of(cursor, reader=bench.holder)
 
 
 def _bench(params: Mapping[str, Any], *, run_id: str) -> steps.Bench:

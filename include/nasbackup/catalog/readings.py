@@ -45,6 +45,19 @@ def renew(cursor: Cursor, *, reading_id: int, backup: str, seconds: float) -> da
     return expires_at
 
 
+def keep(cursor: Cursor, *, backup_id: int, reader: str, backup: str, seconds: float) -> tuple[int, datetime]:
+    """This reader's mark, made or renewed, and until when it holds. Raises BackupNotRestorable, ReadingLost."""
+    reading_id = find(cursor, backup_id=backup_id, reader=reader)
+    if reading_id is None:
+        reading_id = begin(cursor, backup_id=backup_id, reader=reader, seconds=seconds)
+    return reading_id, renew(cursor, reading_id=reading_id, backup=backup, seconds=seconds)
+
+
+def end_of(cursor: Cursor, *, reader: str) -> None:
+    """Give free whatever this reader has a mark on."""
+    cursor.execute("DELETE FROM reading WHERE reader = %s", (reader,))
+
+
 def end(cursor: Cursor, *, reading_id: int) -> None:
     """Give the backup free; and forget the marks of readers that died long ago."""
     cursor.execute(

@@ -164,9 +164,9 @@ def instant_command(*, place: Place, backup: str, new_name: str, to: Path, uri: 
     The backup is only read. The command ends when the VM is independent of the NAS; ended before, it goes on when it is
     given again.
     """
-    located = place.locate(backup)
-    database = place.database if isinstance(place, InCatalog) else None
     host = Host(name=platform.node(), uri=uri)
+    located = place.locate(backup, reader=instant.reader_of(name=new_name, host=host.name))
+    database = place.database if isinstance(place, InCatalog) else None
     with until_told() as told, connect(host) as hypervisor:
         vm = instant.start(
             hypervisor, located, database=database, name=new_name, to=to.absolute(), socket_dir=host.socket_dir

@@ -39,7 +39,7 @@ class Place(Protocol):
     def one(self, external_id: str) -> Listing:
         """A listing of exactly this one. Raises BackupNotFound."""
 
-    def locate(self, external_id: str) -> Located: ...
+    def locate(self, external_id: str, *, reader: str | None = None) -> Located: ...
 
     def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
         """The VM's newest backup that can be restored, from before this moment."""
@@ -76,8 +76,8 @@ class InCatalog:
             kept_by=deletions.keepers(cursor, backup_ids=pending) if pending else {},
         )
 
-    def locate(self, external_id: str) -> Located:
-        return locate(self.database, external_id=external_id)
+    def locate(self, external_id: str, *, reader: str | None = None) -> Located:
+        return locate(self.database, external_id=external_id, reader=reader)
 
     def latest(self, *, vm: str, before: datetime | None) -> Backup | None:
         with self.database.transaction() as cursor:
@@ -118,7 +118,7 @@ class OnShelf:
     def _listing(self, found: Sequence[Backup]) -> Listing:
         return Listing(backups=found, roots={backup.repository: self.shelf.root for backup in found}, kept_by={})
 
-    def locate(self, external_id: str) -> Located:
+    def locate(self, external_id: str, *, reader: str | None = None) -> Located:
         backup = self.shelf.find(external_id)
         return self._located(backup)
 

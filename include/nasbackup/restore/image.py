@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nasbackup.catalog import Database, backups, repositories, restores
+from nasbackup.catalog import Database, backups, readings, repositories, restores
 from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume
 from nasbackup.model import Backup, BackupStatus, BackupVolume, Repository, RepositoryType
 from nasbackup.nas.repository import open_root
@@ -53,13 +53,17 @@ class Located:
         return layers_of(self.lineage, root=self.root, volume=volume)
 
 
-def locate(database: Database, *, external_id: str) -> Located:
-    """Find a backup and its repository. Raises BackupNotFound, BackupNotRestorable, NotARepository."""
+def locate(database: Database, *, external_id: str, reader: str | None = None) -> Located:
+    """Find a backup and its repository. Raises BackupNotFound, BackupNotRestorable, NotARepository.
+
+    ``reader``: whoever has a mark on it that holds may go on, though somebody has deleted it meanwhile.
+    """
     with database.transaction() as cursor:
         backup = backups.find(cursor, external_id=external_id)
         lineage = backups.lineage(cursor, backup_id=backup.backup_id)
         registered = repositories.get(cursor, name=backup.repository)
-    if backup.status is not BackupStatus.BACKED_UP:
+        held = reader is not None and readings.find(cursor, backup_id=backup.backup_id, reader=reader) is not None
+    if backup.status is not BackupStatus.BACKED_UP and not (held and backup.status is BackupStatus.DELETE_PENDING):
         raise BackupNotRestorable(backup=external_id, why=_why_not(backup))
     root = watched(
         registered.repository, "reading the marker", open_root, registered.repository, identity=registered.uuid

@@ -75,7 +75,7 @@ def start(
     overlays = plan_overlays(backup.volumes, directory=to, socket_dir=socket_dir, key=f"instant-{own}")
     define.require_free(hypervisor, name=name, uuid=own)
     known = hypervisor.domain_by_uuid(own)
-    mark = _keep(database, located, reader=f"VM {name} on {hypervisor.host.name}, which runs from it")
+    mark = _keep(database, located, reader=reader_of(name=name, host=hypervisor.host.name))
     notes: tuple[str, ...] = ()
     try:
         if known is None:
@@ -101,6 +101,11 @@ def start(
     )
     live.begin_next_pull(hypervisor, hypervisor.connection.lookupByUUIDString(own))
     return vm
+
+
+def reader_of(*, name: str, host: str) -> str:
+    """Whose mark is on the backup from the VM's start on: with it ``locate`` finds one that was deleted meanwhile."""
+    return f"VM {name} on {host}, which runs from it"
 
 
 def finish(
@@ -200,11 +205,9 @@ def _keep(database: Database | None, located: Located, *, reader: str) -> tuple[
         return None
     backup = located.backup
     with database.transaction() as cursor:
-        reading_id = readings.find(cursor, backup_id=backup.backup_id, reader=reader)
-        if reading_id is None:
-            reading_id = readings.begin(cursor, backup_id=backup.backup_id, reader=reader, seconds=HOLD_SECONDS)
-        until = readings.renew(cursor, reading_id=reading_id, backup=backup.external_id, seconds=HOLD_SECONDS)
-    return reading_id, until
+        return readings.keep(
+            cursor, backup_id=backup.backup_id, reader=reader, backup=backup.external_id, seconds=HOLD_SECONDS
+        )
 
 
 def _unfinished(vm: InstantVm, *, why: str) -> InstantUnfinished:

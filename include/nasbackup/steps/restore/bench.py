@@ -12,7 +12,9 @@ from nasbackup.steps.lease import SharedLease
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """``holder``: whose lease it is; all tasks of one run share it."""
+    """``holder``: whose lease it is, and whose mark is on the backup while somebody is asked; all tasks of one run
+    share it.
+    """
 
     database: Database
     host: Host

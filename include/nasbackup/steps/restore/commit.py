@@ -190,7 +190,7 @@ def _stage_state(bench: Bench, *, backup: Backup, plan: RestorePlan) -> None:
     """The machine's state is small: it is staged here, verified by its digest."""
     if not plan.state:
         return
-    located = locate(bench.database, external_id=backup.external_id)
+    located = locate(bench.database, external_id=backup.external_id, reader=bench.holder)
     saved = {entry.kind: entry for entry in described(located).saved}
     for file in plan.state:
         content = watched(

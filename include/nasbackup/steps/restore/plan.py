@@ -49,7 +49,7 @@ def plan(bench: Bench, *, request: RestoreRequest, dry_run: bool = False) -> Res
         clear(bench, vm_uuid=backup.vm_uuid, token=token)
     else:
         _require_nothing_cut_off(bench, backup=backup)
-    located = locate(bench.database, external_id=request.backup)
+    located = locate(bench.database, external_id=request.backup, reader=bench.holder)
     chosen = choose(located.backup, volumes=request.volumes)
     for volume in chosen:
         located.layers(volume)

@@ -38,7 +38,7 @@ def restore_volume(
     if plan.target is Target.IN_PLACE:
         with connect(bench.host) as hypervisor:
             vm_in_place(hypervisor, backup=backup)
-    located = locate(bench.database, external_id=backup.external_id)
+    located = locate(bench.database, external_id=backup.external_id, reader=bench.holder)
     (chosen,) = choose(located.backup, volumes=[volume])
     files.require_space(files.existing_directory(staged.parent), needs=planned.needs)
     following = lease.renewing(token, _following(located, volume=volume, follow=follow))
@@ -54,7 +54,8 @@ def restore_volume(
             attempt.rename(staged)
             sync_directory(staged.parent)
     except TransferError:
-        locate(bench.database, external_id=backup.external_id)  # a NAS that is gone says more than a failed tool
+        # A NAS that is gone says more than a failed tool.
+        locate(bench.database, external_id=backup.external_id, reader=bench.holder)
         raise
     finally:
         attempt.unlink(missing_ok=True)
