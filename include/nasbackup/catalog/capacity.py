@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.retention.capacity import Sample
@@ -11,7 +11,7 @@ KEPT = timedelta(days=400)
 
 
 def add_sample(cursor: Cursor, *, repository: str, sample: Sample) -> None:
-    """Note the measurement; those of more than a year ago go."""
+    """Note the measurement; those of more than a year before the one before it go: its own clock may be wrong."""
     cursor.execute(
         """
         INSERT INTO capacity_sample (repository_id, measured_at, total, free, backups)
@@ -20,14 +20,26 @@ def add_sample(cursor: Cursor, *, repository: str, sample: Sample) -> None:
         """,
         (sample.measured_at, sample.total, sample.free, sample.backups, repository),
     )
-    cursor.execute("DELETE FROM capacity_sample WHERE measured_at < %s", (sample.measured_at - KEPT,))
+    cursor.execute(
+        """
+        WITH earlier AS (
+            SELECT s.* FROM capacity_sample s JOIN repository USING (repository_id)
+             WHERE name = %s AND measured_at < %s
+        )
+        DELETE FROM capacity_sample s USING earlier e
+         WHERE s.repository_id = e.repository_id AND s.measured_at = e.measured_at
+           AND e.measured_at < (SELECT max(measured_at) FROM earlier) - %s
+        """,
+        (repository, sample.measured_at, KEPT),
+    )
 
 
-def samples(cursor: Cursor, *, repository: str) -> list[Sample]:
+def samples(cursor: Cursor, *, repository: str, now: datetime | None = None) -> list[Sample]:
+    """In the order of time. Those from after ``now`` (None: PostgreSQL's) are left out: some clock was wrong."""
     cursor.execute(
         "SELECT measured_at, total, free, backups FROM capacity_sample JOIN repository USING (repository_id)"
-        " WHERE name = %s ORDER BY measured_at",
-        (repository,),
+        " WHERE name = %s AND measured_at <= coalesce(%s, clock_timestamp()) ORDER BY measured_at",
+        (repository, now),
     )
     return [Sample(**row) for row in cursor.fetchall()]
 

@@ -71,7 +71,7 @@ def measure(cursor: Cursor, *, now: datetime) -> Measurements:
         vms=vms,
         last=_last(cursor),
         drills=_drills(cursor),
-        repositories=_forecasts(cursor),
+        repositories=_forecasts(cursor, now=now),
         backups=_counts(cursor),
         compliance=_compliance(cursor, today=now.astimezone(UTC).date()),
         alerts=_alerts(cursor),
@@ -147,9 +147,9 @@ def _drills(cursor: Cursor) -> list[LastDrill]:
     ]
 
 
-def _forecasts(cursor: Cursor) -> dict[str, Forecast]:
+def _forecasts(cursor: Cursor, *, now: datetime) -> dict[str, Forecast]:
     names = [registered.repository.name for registered in repositories.list_all(cursor)]
-    samples = {name: capacity.samples(cursor, repository=name) for name in names}
+    samples = {name: capacity.samples(cursor, repository=name, now=now) for name in names}
     return {name: forecast(found) for name, found in samples.items() if found}
 
 

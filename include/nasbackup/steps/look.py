@@ -87,7 +87,7 @@ def _hosts(found: Look, seen: Seen) -> None:
 def _repositories(found: Look, database: Database, *, fleet: Fleet) -> None:
     """By what nas_retention has measured."""
     with database.reading() as cursor:
-        measured = {name: capacity.samples(cursor, repository=name) for name in fleet.repositories}
+        measured = {name: capacity.samples(cursor, repository=name, now=found.now) for name in fleet.repositories}
     for repository, samples in measured.items():
         if not samples:
             continue
