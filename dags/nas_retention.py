@@ -1,7 +1,8 @@
 """
 ### Delete what no policy keeps
 
-`report ─▶ approval ─▶ delete[vm] ─▶ summary`, and `capacity[repository]` after the deletions
+`report ─▶ approval ─▶ delete[vm] ─▶ summary`, and `capacity[repository]` after the deletions;
+`report ─▶ approval_of_last ─▶ delete_last[vm]`
 
 * **report** judges every backup by its VM's policy (`fleet.yaml`): its result says what would go and which rule keeps
   the rest, its log has each backup that goes, and why. VMs that no policy matches, or that no host defines any
@@ -11,7 +12,11 @@
 * **delete** takes one VM, chain by chain: what is still unwanted goes, leaf first. A backup that others are built on
   stays, delete-pending, and falls with its last child. A VM that is being backed up or restored is left for the next
   run.
-* **summary** counts what went, and the bytes that were freed.
+* **approval_of_last** asks, always, before the last restorable backup of a VM goes: that of a VM without a policy or
+  without a definition, at the end of `keep_orphaned`. It holds up nothing else; no answer within 20 hours is a no, and
+  the next run asks again. **delete_last** then deletes as `delete` does.
+* **summary** counts what went, and the bytes that were freed, also when the deletions of some VM failed; then
+  **nothing_failed** fails the run.
 * **capacity** notes how full each repository is, and fails when it passes a threshold of `fleet.yaml`.
 
 A scheduled run deletes; a manual run only reports, unless `dry_run` is set to false. `backups` deletes what it names,
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.approval import ApproveWhenAsked
 from nasbackup.airflow.forms import is_dry_run, retention_params
@@ -56,13 +62,13 @@ def nas_retention() -> None:
     @task(map_index_template="{{ vm_label }}", max_active_tis_per_dagrun=4)
     def delete(work: dict[str, Any]) -> dict[str, Any]:
         """Delete what is still unwanted of one VM, chain by chain, leaf first."""
-        from nasbackup.airflow import retention_tasks
+        from nasbackup.airflow import deletion_tasks
 
         context = get_current_context()
         context["vm_label"] = work["vm"]
-        return retention_tasks.delete_of_vm(work=work, params=context["params"], run_id=context["dag_run"].run_id)
+        return deletion_tasks.delete_of_vm(work=work, params=context["params"], run_id=context["dag_run"].run_id)
 
-    @task(trigger_rule="none_failed")
+    @task(trigger_rule="all_done")
     def summary(deleted: list[dict[str, Any]]) -> dict[str, Any]:
         """What went, and what it freed."""
         from nasbackup.airflow import retention_tasks
@@ -87,9 +93,20 @@ def nas_retention() -> None:
         body="The result of `report` says which, its log says why.",
     )
     deleted = delete.expand(work=approved.output)
-    # Two leaves: the run fails when either does. One behind the other would hide what happened to the first.
+    # Leaves: the run fails when one does. One behind the other would hide what happened to the first.
     summary(deleted)
     deleted >> capacity.expand(repository=load().repositories)
+    # Both of these run, and end well, whatever has failed before them.
+    deleted >> EmptyOperator(task_id="nothing_failed", trigger_rule="none_failed")
+    # Apart: nobody has to wait for this answer.
+    last = ApproveWhenAsked(
+        task_id="approval_of_last",
+        question=reported["last_question"],
+        work=reported["last"],
+        subject="Shall these VMs' last backups be deleted?",
+        body="Nothing would be left of them to restore. To keep one: `nasbackup pin`. Why: the log of `report`.",
+    )
+    delete.override(task_id="delete_last").expand(work=last.output)
 
 
 nas_retention()

@@ -20,19 +20,23 @@ def flow(dag: Any) -> dict[str, set[str]]:
 
 def test_nothing_is_deleted_without_report_and_approval(dags: Mapping[str, Any]) -> None:
     assert flow(dags["nas_retention"]) == {
-        "report": {"approval"},
+        "report": {"approval", "approval_of_last"},
         "approval": {"delete"},
-        "delete": {"summary", "capacity"},
+        "delete": {"summary", "capacity", "nothing_failed"},
         "summary": set(),
         "capacity": set(),
+        "nothing_failed": set(),
+        "approval_of_last": {"delete_last"},
+        "delete_last": set(),
     }
 
 
 def test_a_run_fails_when_a_deletion_does_and_when_a_repository_is_filling_up(dags: Mapping[str, Any]) -> None:
-    """Leaves decide the run's state: summary is not run after a failed deletion, capacity is."""
+    """Leaves decide the run's state: summary and capacity tell what there is to tell, and nothing_failed fails then."""
     retention = dags["nas_retention"]
-    assert retention.get_task("summary").trigger_rule == "none_failed"
+    assert retention.get_task("summary").trigger_rule == "all_done"
     assert retention.get_task("capacity").trigger_rule == "all_done"
+    assert retention.get_task("nothing_failed").trigger_rule == "none_failed"
     assert not retention.catchup
     assert retention.max_active_runs == 1
 

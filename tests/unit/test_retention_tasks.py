@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from nasbackup.airflow.retention_tasks import _per_vm
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from nasbackup.airflow.retention_tasks import _per_vm, _to_do
 from nasbackup.catalog.restore_points import KnownVm
 from nasbackup.fleet import Fleet, Policy, Selector, Zone
 from nasbackup.steps.retention import Defined, _protection
@@ -28,8 +33,46 @@ def test_one_task_deletes_of_one_vm_whatever_its_chains_and_repositories() -> No
     assert found == {"uuid-1": ["a", "c"], "uuid-2": ["b"], "uuid-9": ["d"]}
 
 
-def protected(defined: Defined) -> bool:
-    return _protection(VM, fleet=FLEET, defined=defined)[0] is not None
+def test_vms_that_are_left_for_the_next_night_come_first_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a backup a day there is one to delete of every VM, every night, and Airflow takes so many tasks only."""
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    waiting = dict.fromkeys(("uuid-1", "uuid-2", "uuid-3", "uuid-4", "uuid-5"), 0)
+    had_a_turn: set[str] = set()
+    for _ in range(3):
+        waiting = {uuid: number + 1 for uuid, number in waiting.items()}
+        vms = [vm_with_work(uuid, deletions=number) for uuid, number in waiting.items()]
+        found = _to_do(vms, dry_run=False, question=None)
+        assert len(found["work"]) == 2
+        assert found["would_delete_count"] == sum(waiting.values())
+        had_a_turn |= {work["vm_uuid"] for work in found["work"]}
+        waiting |= {work["vm_uuid"]: 0 for work in found["work"]}
+    assert had_a_turn == waiting.keys()
+
+
+def vm_with_work(uuid: str, *, deletions: int) -> dict[str, Any]:
+    """In two chains, if there are so many."""
+    names = [(f"{uuid}/{number}", "no_rule_keeps_it") for number in range(deletions)]
+    chains = [{"chain": "a", "delete": names[:1], "size": 1}, {"chain": "b", "delete": names[1:], "size": 1}]
+    return {"vm": f"VM of {uuid}", "vm_uuid": uuid, "host": "kvm_one", "chains": chains}
+
+
+def test_the_last_backups_of_vms_are_asked_about_apart() -> None:
+    vms = [vm_with_work(f"uuid-{number}", deletions=2) for number in range(14)]
+    bereft = {f"uuid-{number}": f"VM of uuid-{number}" for number in range(1, 14)}
+    found = _to_do(vms, dry_run=False, question="it would delete a lot", bereft=bereft)
+    assert [work["vm_uuid"] for work in found["work"]] == ["uuid-0"]
+    assert found["question"] == "it would delete a lot"
+    assert {work["vm_uuid"] for work in found["last"]} == bereft.keys()
+    assert found["last_question"].startswith("it would delete the last backup of VM of uuid-1, VM of uuid-2, ")
+    assert found["last_question"].endswith("VM of uuid-10 and 3 more")
+    assert _to_do(vms[1:], dry_run=False, question="it would delete a lot", bereft=bereft)["question"] == ""
+    nothing = _to_do(vms, dry_run=True, question="it would delete a lot", bereft=bereft)
+    assert [nothing[key] for key in ("work", "question", "last", "last_question")] == [[], "", [], ""]
+    assert nothing["would_delete_count"] == 28
+
+
+def protected(defined: Defined, *, vm: KnownVm = VM) -> bool:
+    return _protection(vm, fleet=FLEET, defined=defined).policy is not None
 
 
 def test_a_vm_is_undefined_only_when_no_host_has_it_and_all_could_be_asked() -> None:
@@ -39,3 +82,15 @@ def test_a_vm_is_undefined_only_when_no_host_has_it_and_all_could_be_asked() -> 
     assert protected({"kvm_one": nothing, "kvm_two": None}), "it may be on the host that does not answer"
     assert protected({}), "nobody was asked"
     assert not protected({"kvm_one": nothing, "kvm_two": nothing})
+
+
+def test_one_that_was_undefined_stays_so_until_somebody_has_seen_it() -> None:
+    here, nothing = frozenset({"uuid-1"}), frozenset({"uuid-7"})
+    gone = replace(VM, unprotected_since=datetime(2026, 1, 1, tzinfo=UTC))
+    assert not protected({"kvm_one": nothing, "kvm_two": None}, vm=gone)
+    assert not protected({"kvm_one": None, "kvm_two": None}, vm=gone)
+    assert protected({"kvm_one": None, "kvm_two": here}, vm=gone), "it is back"
+    assert protected({}, vm=gone), "nobody was asked: what the policy says is told"
+    for silent in (None, nothing):
+        found = _protection(gone, fleet=FLEET, defined={"kvm_one": nothing, "kvm_two": silent})
+        assert found.sure == (silent is not None), "nothing of it goes in that night"

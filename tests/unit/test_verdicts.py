@@ -423,6 +423,33 @@ def test_a_window_keeps_all_of_it_though_the_clock_was_wrong_in_between(first: s
     assert first in kept(backups, recovery_window="1 week")
 
 
+def test_a_backup_from_the_past_does_not_take_the_place_of_the_first_before_the_window() -> None:
+    """The 18th and on can be gone back to from the 1st alone: what 1970 says was made on the 25th."""
+    backups = points("2026-03-01 22:00", "1970-01-01 00:00", "2026-03-31 22:00")
+    assert kept(backups, recovery_window="14 days") == {
+        "2026-03-31 22:00": "recovery_window",
+        "1970-01-01 00:00": "recovery_window_reaches_back_to_it",
+        "2026-03-01 22:00": "recovery_window_reaches_back_to_it",
+    }
+
+
+@settings(deadline=None)
+@given(backups=histories(clock_may_jump=True), chosen=counts, window=windows.filter(bool))
+def test_any_moment_of_the_window_can_be_gone_back_to_whatever_the_clock_did(
+    backups: list[RestorePoint], chosen: dict[str, int], window: str
+) -> None:
+    """By what the backups say of themselves, and by the order in which they were begun."""
+    found = verdicts(backups, **chosen, recovery_window=window)
+    begin = window_begin(Span.parse(window), timezone="UTC", now=NOW)
+    rulable = [each for each in found if each.point.status == "BackedUp" and each.rule != "expired"]
+    before = [each for each in rulable if each.point.created_at < begin]
+    assert all(each.keep for each in rulable if each.point.created_at >= begin)
+    assert all(each.keep for each in before[-1:])
+    if before:
+        latest = max(each.point.created_at for each in before)
+        assert any(each.keep for each in before if each.point.created_at == latest)
+
+
 # --- VMs without a policy ---------------------------------------------------------------------------------------------
 
 
@@ -436,6 +463,16 @@ def test_backups_of_an_unprotected_vm_stay_for_a_while_and_then_all_go_but_pinne
         assert len(numbers(found)) == stays
         assert {each.rule for each in found} == {"pinned", "unprotected_vm" if stays == 3 else "keep_orphaned"}
     assert judge_unprotected([], keep_orphaned=None, since=since, now=NOW) == []
+
+
+def test_what_was_made_after_that_is_counted_from_its_own_begin() -> None:
+    """Somebody backs the VM up by hand, every day: that goes one by one, and the newest is always there."""
+    backups = nightly("2026-01-01", "2026-06-30")
+    since = at("2026-01-31 06:00")
+    for now in (at("2026-05-01 23:00"), at("2026-05-02 23:00"), at("2026-06-30 23:00")):
+        there = [each for each in backups if each.created_at <= now]
+        found = judge_unprotected(there, keep_orphaned=Span.parse("30 days"), since=since, now=now)
+        assert [each.point for each in found if each.keep] == there[-30:]
 
 
 def test_without_keep_orphaned_they_stay_until_somebody_decides() -> None:

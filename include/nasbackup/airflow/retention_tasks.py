@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, mapped
 from nasbackup.airflow.forms import require_known_keys, retention_params
 from nasbackup.catalog import Database, backups, capacity
-from nasbackup.errors import (
-    BackupNotDeletable,
-    HypervisorError,
-    NasBackupError,
-    RepositoryFilling,
-    RequestError,
-    VmBusy,
-)
+from nasbackup.errors import NasBackupError, RepositoryFilling, RequestError
 from nasbackup.fleet import Fleet
 from nasbackup.hypervisor import connect
 from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
 from nasbackup.steps import retention
-from nasbackup.steps.bitmaps import drop_unneeded
-from nasbackup.steps.delete import Deletion, delete, leaf_first, list_files
-from nasbackup.steps.lease import held_lease
+from nasbackup.steps.delete import leaf_first
 from nasbackup.steps.measure import measure
 from nasbackup.steps.ticket import Store
 
@@ -38,6 +30,9 @@ Payload = dict[str, Any]
 
 _SHOWN = 200
 """Lines of a list in the result that people read; the log has all."""
+
+_NAMED = 10
+"""VMs that a question names."""
 
 
 # --- report ---------------------------------------------------------------------------------------------------
@@ -54,7 +49,7 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
         if params["vms"] or params["rules"]:
             raise RequestError(problem="Param backups names what is to be deleted: leave vms and rules empty with it.")
         return _report_named(database, names=params["backups"], dry_run=dry_run)
-    defined = _defined(known)
+    defined = defined_vms(known)
     if not dry_run:
         retention.note_unprotected(database, fleet=known, defined=defined, now=now)
     found = retention.report(
@@ -63,13 +58,15 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
         now=now,
         defined=defined,
         vms=params["vms"] or (),
-        rules=_rules(params),
+        rules=rules_of(params),
         on_holding=_log_verdicts,
     )
     for vm in found.unprotected:
         log.warning("%s is unprotected: %s. Its %d backups go %s.", vm.vm, vm.why, vm.restorable, vm.goes)
     for host, count in found.elsewhere.items():
         log.warning("%d VMs of host %s are left out: fleet.yaml does not name it.", count, host)
+    if found.bereft:
+        log.warning("Nothing would be left of %s: that is asked about apart.", ", ".join(sorted(found.bereft.values())))
     vms = _per_vm(
         (
             doomed.vm,
@@ -83,7 +80,11 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
         **_to_do(
             vms,
             dry_run=dry_run,
-            question=known.guard.objection(removals=found.deletions, restorable=found.restorable),
+            question=known.guard.objection(
+                removals=sum(doomed.plan.restorable for doomed in found.chains if doomed.vm_uuid not in found.bereft),
+                restorable=found.restorable,
+            ),
+            bereft=found.bereft,
         ),
         "vms": found.vms,
         "restorable": found.restorable,
@@ -104,20 +105,41 @@ def _per_vm(found: Iterable[tuple[str, str, str, Payload]]) -> list[Payload]:
     return list(vms.values())
 
 
-def _to_do(vms: list[Payload], *, dry_run: bool, question: str | None) -> Payload:
-    """``work`` is what the tasks ``delete`` are made of: none in a dry run."""
-    most = mapped.most()
-    if len(vms) > most:  # the next run finds the rest again
-        log.warning("%d VMs: %d of them are left for the next run", len(vms), len(vms) - most)
+def _to_do(
+    vms: list[Payload], *, dry_run: bool, question: str | None, bereft: Mapping[str, str] = MappingProxyType({})
+) -> Payload:
+    """``work`` is what the tasks ``delete`` are made of, ``last`` the same for ``delete_last``: none in a dry run.
+
+    ``bereft``: UUID -> name of the VMs that would have no backup afterwards. Somebody is asked about those, always.
+    """
     chains = [chain for work in vms for chain in work["chains"]]
+    rest = [work for work in vms if work["vm_uuid"] not in bereft]
+    last = [work for work in vms if work["vm_uuid"] in bereft]
     return {
         "dry_run": dry_run,
         "would_delete": [external_id for chain in chains for external_id, _ in chain["delete"]][:_SHOWN],
         "would_delete_count": sum(len(chain["delete"]) for chain in chains),
         "would_free": sum(chain["size"] for chain in chains),
-        "work": [] if dry_run else vms[:most],
-        "question": question if question and not dry_run else "",
+        "work": [] if dry_run else _as_many_as_fit(rest),
+        "question": question if question and rest and not dry_run else "",
+        "last": [] if dry_run else _as_many_as_fit(last),
+        "last_question": "" if dry_run or not last else _last_question([work["vm"] for work in last]),
     }
+
+
+def _as_many_as_fit(vms: list[Payload]) -> list[Payload]:
+    """Where they are too many for one run, those first that have most to delete: whoever is left has more tomorrow."""
+    most = mapped.most()
+    if len(vms) <= most:
+        return vms
+    log.warning("%d VMs: %d of them are left for the next run", len(vms), len(vms) - most)
+    waiting = {work["vm_uuid"]: sum(len(chain["delete"]) for chain in work["chains"]) for work in vms}
+    return sorted(vms, key=lambda work: waiting[work["vm_uuid"]], reverse=True)[:most]
+
+
+def _last_question(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"it would delete the last backup of {shown}"
 
 
 def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) -> Payload:
@@ -145,11 +167,11 @@ def _report_named(database: Database, *, names: Sequence[str], dry_run: bool) ->
     return _to_do(vms, dry_run=dry_run, question=question)
 
 
-def _rules(params: Mapping[str, Any]) -> RetentionRules | None:
+def rules_of(params: Mapping[str, Any]) -> RetentionRules | None:
     return fleet.retention_rules(params["rules"], named="rules") if params["rules"] else None
 
 
-def _defined(known: Fleet) -> dict[str, frozenset[str] | None]:
+def defined_vms(known: Fleet) -> dict[str, frozenset[str] | None]:
     """UUIDs of the VMs that each host defines; None where nobody could ask: any VM may be there."""
     found: dict[str, frozenset[str] | None] = {}
     for host in known.hosts:
@@ -166,88 +188,6 @@ def _log_verdicts(holding: Any, policy: str, verdicts: Sequence[Any]) -> None:
     for point, keep, rule in verdicts:
         if not keep:
             log.info("%s (%s, %s): to be deleted, %s", point.external_id, holding.repository, policy, rule)
-
-
-# --- delete ---------------------------------------------------------------------------------------------------
-
-
-def delete_of_vm(*, work: Payload, params: Mapping[str, Any], run_id: str) -> Payload:
-    """Delete what is still unwanted of one VM, chain by chain. A VM that is busy is left for the next run."""
-    database = hooks.catalog()
-    holder = f"nas_retention/{run_id}"
-    # Hours may have gone by, somebody may have been asked: what a rule keeps by now stays. (Named ones have no policy.)
-    judged = any(chain["policy"] for chain in work["chains"])
-    unwanted = _still_unwanted(database, vm_uuid=work["vm_uuid"], params=params) if judged else None
-    chains = [_delete_chain(database, chain=chain, unwanted=unwanted, holder=holder) for chain in work["chains"]]
-    if any(chain.pop("was_active") for chain in chains):
-        _drop_bitmap(database, work=work, holder=holder)
-    return {"vm": work["vm"], "chains": chains}
-
-
-def _delete_chain(database: Database, *, chain: Payload, unwanted: Set[str] | None, holder: str) -> Payload:
-    """``unwanted``: external ids that no rule keeps; None: nobody asks the rules."""
-    store = Store(database=database, repository=hooks.NasHook(nas_conn_id=chain["repository"]).get_conn())
-    wanted = [external_id for external_id, _ in chain["delete"]]
-    left = []
-    if unwanted is not None:
-        for name in wanted:
-            if name not in unwanted:
-                left.append({"external_id": name, "why": _why_left(database, external_id=name)})
-        wanted = [name for name in wanted if name in unwanted]
-    before = list_files(store, vm=chain["chain"].split("/")[0])
-    done: list[Deletion] = []
-    for name in wanted:
-        try:
-            done += delete(store, external_ids=[name], holder=holder)
-        except (BackupNotDeletable, VmBusy) as error:
-            log.warning("%s is left: %s", name, error)
-            left.append({"external_id": name, "why": str(error)})
-    return {
-        "chain": chain["chain"],
-        "repository": chain["repository"],
-        "removed": [asdict(removal) for deletion in done for removal in deletion.removed],
-        "delete_pending": [
-            {"external_id": deletion.external_id, "kept_by": deletion.kept_by} for deletion in done if deletion.kept_by
-        ],
-        "left": left,
-        "bytes_freed": sum(deletion.bytes_freed for deletion in done),
-        "files_before": before,
-        "files_after": list_files(store, vm=chain["chain"].split("/")[0]),
-        "was_active": any(deletion.was_active for deletion in done),
-    }
-
-
-def _why_left(database: Database, *, external_id: str) -> str:
-    with database.transaction() as cursor:
-        found = backups.find_or_none(cursor, external_id=external_id)
-    return "a rule keeps it by now" if found is not None else "gone already: an earlier try deleted it"
-
-
-def _still_unwanted(database: Database, *, vm_uuid: str, params: Mapping[str, Any]) -> set[str]:
-    """In all repositories: an external id names one backup of the whole catalog."""
-    known = fleet.load()
-    found = retention.report(
-        database,
-        fleet=known,
-        now=datetime.now(UTC),
-        defined=_defined(known),
-        vm_uuid=vm_uuid,
-        rules=_rules(params),
-    )
-    return {external_id for doomed in found.chains for external_id, _ in doomed.plan.delete}
-
-
-def _drop_bitmap(database: Database, *, work: Payload, holder: str) -> None:
-    """It is of no use any more. A host that is away is no reason to fail: nas_reconcile drops it."""
-    try:
-        host = hooks.LibvirtHook(libvirt_conn_id=work["host"]).get_conn()
-        with (
-            held_lease(database, vm_uuid=work["vm_uuid"], vm=work["vm"], holder=holder),
-            connect(host) as hypervisor,
-        ):
-            drop_unneeded(database, hypervisor, vm_uuid=work["vm_uuid"])
-    except (HypervisorError, RequestError, VmBusy) as error:
-        log.warning("The bitmap of %s is left to nas_reconcile: %s", work["vm"], error)
 
 
 # --- summary, capacity ----------------------------------------------------------------------------------------
@@ -272,9 +212,9 @@ def measure_capacity(*, repository: str, dry_run: bool) -> Payload:
     store = Store(database=database, repository=hooks.NasHook(nas_conn_id=repository).get_conn())
     sample = measure(store, now=datetime.now(UTC))
     with database.transaction() as cursor:
+        earlier = capacity.samples(cursor, repository=repository, now=sample.measured_at)
         if not dry_run:
             capacity.add_sample(cursor, repository=repository, sample=sample)
-        earlier = capacity.samples(cursor, repository=repository)
     expected = forecast([*earlier, sample])
     warning = expected.warning(thresholds)
     log.info("%s: %.0f %% used, growth %s bytes a day", repository, expected.used_percent, expected.growth_per_day)

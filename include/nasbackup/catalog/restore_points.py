@@ -83,12 +83,12 @@ def holdings(cursor: Cursor, *, vms: Sequence[KnownVm]) -> Iterator[Holding]:
             )
 
 
-def note_unprotected(cursor: Cursor, *, vm_uuids: Sequence[str], now: datetime) -> None:
-    """Note since when these VMs are unprotected; all others are protected (again)."""
+def note_unprotected(cursor: Cursor, *, vm_uuids: Sequence[str], hosts: Sequence[str], now: datetime) -> None:
+    """Note since when these VMs are unprotected; all others of these hosts are protected (again)."""
     cursor.execute(
         """
         UPDATE vm SET unprotected_since = CASE WHEN uuid = ANY(%(uuids)s::uuid[]) THEN %(now)s END
-         WHERE (unprotected_since IS NULL) = (uuid = ANY(%(uuids)s::uuid[]))
+         WHERE (unprotected_since IS NULL) = (uuid = ANY(%(uuids)s::uuid[])) AND host = ANY(%(hosts)s)
         """,
-        {"uuids": list(vm_uuids), "now": now},
+        {"uuids": list(vm_uuids), "hosts": list(hosts), "now": now},
     )

@@ -73,13 +73,15 @@ def judge(
 def judge_unprotected(
     points: Sequence[RestorePoint], *, keep_orphaned: Span | None, since: datetime, now: datetime
 ) -> list[Verdict]:
-    """Of a VM that no policy matches, or that is not defined any more: all stay for ``keep_orphaned``, then all go.
+    """Of a VM that no policy matches, or that is not defined any more: each stays for ``keep_orphaned``, then it goes.
 
-    ``since``: when that was first seen. None keeps them until somebody decides.
+    ``since``: when that was first seen; what was made after it is counted from its own begin. None keeps them until
+    somebody decides.
     """
-    over = keep_orphaned is not None and window_begin(keep_orphaned, timezone="UTC", now=now) > since
+    begin = window_begin(keep_orphaned, timezone="UTC", now=now) if keep_orphaned is not None else None
     verdicts = []
     for point in points:
+        over = begin is not None and begin > max(since, point.created_at)
         settled = _settled(point, now=now)
         keep, rule = settled if settled is not None else (not over, "keep_orphaned" if over else "unprotected_vm")
         verdicts.append(Verdict(point, keep, rule))
@@ -182,12 +184,16 @@ _PERIODS: dict[str, Callable[[RestorePoint, ZoneInfo], Hashable]] = {
 def _apply_window(
     newest_first: list[RestorePoint], found: Found, *, window: Span, timezone: str, now: datetime
 ) -> None:
-    """Barman's way: all of the window, and the first backup before it, without which its first day is not covered."""
+    """Barman's way: all of the window, and the first backup before it, without which its first day is not covered.
+
+    Where a clock was wrong that may be two: the last that was begun before it, and the last by its stamp.
+    """
     begin = window_begin(window, timezone=timezone, now=now)
     reached = False
+    last = max((point.created_at for point in newest_first if point.created_at < begin), default=None)
     for point in newest_first:
         before = point.created_at < begin  # not only the last ones: a clock may have been wrong in between
-        if not (before and reached) and not found.get(point.backup_id, _UNDECIDED)[0]:
+        if not (before and reached and point.created_at != last) and not found.get(point.backup_id, _UNDECIDED)[0]:
             found[point.backup_id] = (True, "recovery_window_reaches_back_to_it" if before else "recovery_window")
         reached = reached or before
 

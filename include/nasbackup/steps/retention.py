@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from nasbackup.catalog import Database, restore_points
 from nasbackup.catalog.restore_points import Holding, KnownVm
@@ -55,6 +56,8 @@ class Report:
     elsewhere: Counter[str] = field(default_factory=Counter)
     """Host that fleet.yaml does not name -> how many VMs of it the catalog knows: they are another fleet's to judge."""
     rules: Counter[str] = field(default_factory=Counter)
+    bereft: dict[str, str] = field(default_factory=dict)
+    """UUID -> name of the VMs that have a restorable backup now, in some repository, and would have none afterwards."""
 
     @property
     def deletions(self) -> int:
@@ -94,17 +97,19 @@ def report(
         result.elsewhere.update(vm.host for vm in wanted if vm.host not in hosts)
         protection = {vm.vm_uuid: _protection(vm, fleet=fleet, defined=defined or {}) for vm in chosen}
         seen = set()
+        left = Counter[str]()
         for holding in restore_points.holdings(cursor, vms=chosen):
-            policy, why = protection[holding.vm_uuid]
+            protected = protection[holding.vm_uuid]
             if rules is not None:
-                policy = Policy(
-                    name="this run's rules", selector=Selector(), retention=rules, timezone=_timezone(policy)
-                )
-            name, verdicts = _judge(holding, policy=policy, why=why, fleet=fleet, result=result)
+                timezone = protected.policy.timezone if protected.policy is not None else "UTC"
+                policy = Policy(name="this run's rules", selector=Selector(), retention=rules, timezone=timezone)
+                protected = Protection(policy=policy)
+            name, verdicts = _judge(holding, protected=protected, fleet=fleet, result=result)
             if holding.vm_uuid not in seen:
                 seen.add(holding.vm_uuid)
                 result.vms += 1
-            _count(result, verdicts)
+            kept = _count(result, verdicts)
+            left[holding.vm_uuid] += kept.total()
             result.chains += [
                 Doomed(
                     vm=holding.vm,
@@ -118,6 +123,9 @@ def report(
             ]
             if on_holding:
                 on_holding(holding, name, verdicts)
+        for doomed in result.chains:
+            if doomed.plan.restorable and not left[doomed.vm_uuid]:
+                result.bereft[doomed.vm_uuid] = doomed.vm
     return result
 
 
@@ -128,50 +136,66 @@ def note_unprotected(database: Database, *, fleet: Fleet, defined: Defined, now:
         unprotected = [
             vm.vm_uuid
             for vm in restore_points.known_vms(cursor)
-            if vm.host in hosts and _protection(vm, fleet=fleet, defined=defined)[0] is None
+            if vm.host in hosts and _protection(vm, fleet=fleet, defined=defined).policy is None
         ]
-        restore_points.note_unprotected(cursor, vm_uuids=unprotected, now=now)
+        restore_points.note_unprotected(cursor, vm_uuids=unprotected, hosts=sorted(hosts), now=now)
 
 
-def _timezone(policy: Policy | None) -> str:
-    return policy.timezone if policy is not None else "UTC"
+class Protection(NamedTuple):
+    """A VM's policy, or ``why`` it has none. Not ``sure``: it may be on a host that is silent, so nothing goes now."""
+
+    policy: Policy | None
+    why: str = ""
+    sure: bool = True
 
 
-def _protection(vm: KnownVm, *, fleet: Fleet, defined: Defined) -> tuple[Policy | None, str]:
-    """Its policy, or why it has none."""
-    # On no host of the fleet, and all could be asked: it may have moved since its last backup.
+def _protection(vm: KnownVm, *, fleet: Fleet, defined: Defined) -> Protection:
+    """``defined``: empty when nobody was asked."""
     everywhere = list(defined.values())
-    if everywhere and all(uuids is not None and vm.vm_uuid not in uuids for uuids in everywhere):
-        return None, "no host of the fleet defines it any more"
+    seen = any(uuids is not None and vm.vm_uuid in uuids for uuids in everywhere)
+    all_asked = all(uuids is not None for uuids in everywhere)
+    # On no host of the fleet, and all could be asked: it may have moved since its last backup.
+    if everywhere and all_asked and not seen:
+        return Protection(policy=None, why="no host of the fleet defines it any more")
     policy = fleet.policy_of(vm=vm.vm, host=vm.host, title=vm.title, metadata=vm.metadata)
-    return policy, "" if policy is not None else "no policy of fleet.yaml matches it"
+    if policy is None:
+        return Protection(policy=None, why="no policy of fleet.yaml matches it")
+    # A host that is silent for a night neither brings it back nor begins its countdown anew.
+    if everywhere and not seen and vm.unprotected_since is not None:
+        return Protection(policy=None, why="no host that answers defines it, and one is silent", sure=False)
+    return Protection(policy=policy)
 
 
-def _judge(
-    holding: Holding, *, policy: Policy | None, why: str, fleet: Fleet, result: Report
-) -> tuple[str, list[Verdict]]:
+def _judge(holding: Holding, *, protected: Protection, fleet: Fleet, result: Report) -> tuple[str, list[Verdict]]:
+    policy = protected.policy
     if policy is not None:
         return policy.name, judge(holding.points, rules=policy.retention, timezone=policy.timezone, now=result.now)
     since = holding.unprotected_since or result.now
     keep = fleet.unprotected.keep_orphaned
-    verdicts = judge_unprotected(holding.points, keep_orphaned=keep, since=since, now=result.now)
+    verdicts = judge_unprotected(
+        holding.points, keep_orphaned=keep if protected.sure else None, since=since, now=result.now
+    )
+    goes = "never, until somebody decides" if keep is None else f"{keep} after {since:%Y-%m-%d}"
+    if keep is not None and not protected.sure:
+        goes += ", and not before every host can be asked"
     result.unprotected.append(
         UnprotectedVm(
             vm=holding.vm,
             vm_uuid=holding.vm_uuid,
-            why=why,
+            why=protected.why,
             since=since,
             restorable=sum(point.status == BackupStatus.BACKED_UP for point in holding.points),
-            goes="never, until somebody decides" if keep is None else f"{keep} after {since:%Y-%m-%d}",
+            goes=goes,
         )
     )
     return "unprotected", verdicts
 
 
-def _count(result: Report, verdicts: Sequence[Verdict]) -> None:
+def _count(result: Report, verdicts: Sequence[Verdict]) -> Counter[str]:
+    """How many restorable ones each rule keeps of these, too."""
     result.backups += len(verdicts)
-    for point, keep, rule in verdicts:
-        if point.status == BackupStatus.BACKED_UP:
-            result.restorable += 1
-            if keep:
-                result.rules[rule] += 1
+    restorable = [verdict for verdict in verdicts if verdict.point.status == BackupStatus.BACKED_UP]
+    kept = Counter(verdict.rule for verdict in restorable if verdict.keep)
+    result.restorable += len(restorable)
+    result.rules += kept
+    return kept
