@@ -76,7 +76,8 @@ def kinds(found: VmFacts, policy: Policy | None = POLICY) -> dict[Kind, Severity
         (14 * HOUR + timedelta(seconds=1), Severity.WARNING, Status.WARNING, True),
         (26 * HOUR, Severity.WARNING, Status.WARNING, True),
         (26 * HOUR + timedelta(seconds=1), Severity.CRITICAL, Status.CRITICAL, False),
-        (-HOUR, None, Status.OK, True),  # the clock went back
+        (timedelta(minutes=-5), None, Status.OK, True),  # clocks differ a little
+        (-HOUR, Severity.CRITICAL, Status.CRITICAL, False),  # a clock was wrong: it may be of any age
     ],
 )
 def test_the_age_of_the_newest_backup_is_held_against_the_rpo(
@@ -90,7 +91,12 @@ def test_the_age_of_the_newest_backup_is_held_against_the_rpo(
 
 @pytest.mark.parametrize(
     ("seen", "severity", "compliant"),
-    [(HOUR, None, True), (15 * HOUR, Severity.WARNING, True), (27 * HOUR, Severity.CRITICAL, False)],
+    [
+        (HOUR, None, True),
+        (15 * HOUR, Severity.WARNING, True),
+        (27 * HOUR, Severity.CRITICAL, False),
+        (-HOUR, Severity.CRITICAL, False),
+    ],
 )
 def test_a_vm_without_a_backup_has_as_long_as_its_rpo(
     seen: timedelta, severity: Severity | None, compliant: bool
@@ -98,6 +104,19 @@ def test_a_vm_without_a_backup_has_as_long_as_its_rpo(
     found = facts(first_seen_at=NOW - seen, newest_at=None, backups=0)
     assert kinds(found) == ({} if severity is None else {Kind.NEVER_BACKED_UP: severity})
     assert judge(found, policy=POLICY, now=NOW).compliant is compliant
+
+
+def test_a_date_in_the_future_is_said() -> None:
+    """As when a worker's clock was ten years ahead for one night: nothing is fresh, read back or drilled by that."""
+    future = NOW + 3652 * DAY
+    policy = replace(POLICY, verify_every=30 * DAY, drill_every=30 * DAY)
+    found = facts(newest_at=future, verified_at=future, drilled_at=future)
+    texts = {finding.kind: finding for finding in judge(found, policy=policy, now=NOW).findings}
+    assert set(texts) == {Kind.STALE, Kind.NOT_VERIFIED, Kind.NOT_DRILLED}
+    assert "is dated 2036-11-24 12:00 UTC, in the future: nobody knows how old it is;" in texts[Kind.STALE].text
+    assert "clock" in texts[Kind.STALE].hint
+    assert "was last read back on 2036-11-24, in the future;" in texts[Kind.NOT_VERIFIED].text
+    assert "was last drilled on 2036-11-24, in the future;" in texts[Kind.NOT_DRILLED].text
 
 
 def test_a_vm_without_a_policy_is_unprotected_however_fresh_its_backups_are() -> None:
@@ -180,8 +199,15 @@ def test_what_does_not_exist_is_neither_verified_nor_drilled() -> None:
         ([200 * MIB, *[1 * MIB] * 9], None),  # many times as much, of next to nothing
         ([4096 * MIB, 5000 * MIB, *[300 * MIB] * 8], Kind.CHANGE_SPIKE),  # one of yesterday is no habit
         ([None, *[300 * MIB] * 9], None),  # a full does not know
+        ([None, 4096 * MIB, *[300 * MIB] * 5], Kind.CHANGE_SPIKE),  # and so does not end it
+        ([300 * MIB, 4096 * MIB, *[300 * MIB] * 5], None),
         ([4096 * MIB, None, *[300 * MIB] * 5], Kind.CHANGE_SPIKE),
         ([0, 0, *[5 * MIB] * 5], Kind.NO_CHANGE),
+        ([0, 0, 0, *[5 * MIB] * 5], Kind.NO_CHANGE),  # the third silent night
+        ([*[0] * 19, *[5 * MIB] * 5], Kind.NO_CHANGE),
+        ([None, 0, 0, *[5 * MIB] * 5], Kind.NO_CHANGE),  # a full does not know that it writes again
+        ([5 * MIB, 0, 0, *[5 * MIB] * 5], None),  # it writes again
+        ([0, 0, *[5 * MIB] * 5, 0], Kind.NO_CHANGE),  # what was long before is no matter
         ([0, 5 * MIB, *[5 * MIB] * 5], None),
         ([0, 0, *[5 * MIB] * 4], None),
         ([0, 0, 5 * MIB, 0, *[5 * MIB] * 4], None),  # it has been still before

@@ -15,25 +15,27 @@ from nasbackup.model import BackupStatus
 from nasbackup.sla.facts import RecentBackup, VmFacts
 from nasbackup.sla.verdict import Verdict
 
-RECENT = 12
-"""Backups of each VM that are looked at: enough for a history to compare the newest with."""
+RECENT = 24
+"""Backups of each VM that are looked at: a history to compare the newest with, also after weeks of silence."""
 
+# What is newest goes by the order of begin and of recording, which no clock can turn round.
 _FACTS = """
     SELECT vm.vm_id, vm.name AS vm, vm.uuid::text AS vm_uuid, vm.host, vm.title, vm.metadata, vm.first_seen_at,
-           held.newest_at, held.backups, held.size, layers.verified_at, good.drilled_at,
+           newest.created_at AS newest_at, held.backups, held.size, layers.verified_at, good.drilled_at,
            CASE WHEN last.result = 'failed' THEN last.detail ELSE '' END AS drill_failure
       FROM vm
       LEFT JOIN LATERAL (
-           SELECT max(created_at) FILTER (WHERE status = 'BackedUp') AS newest_at,
-                  count(*) FILTER (WHERE status = 'BackedUp')::int AS backups, coalesce(sum(size), 0)::bigint AS size
+           SELECT count(*) FILTER (WHERE status = 'BackedUp')::int AS backups, coalesce(sum(size), 0)::bigint AS size
              FROM backup WHERE vm_id = vm.vm_id AND status IN ('BackedUp', 'DeletePending', 'Deleting')
            ) held ON true
       LEFT JOIN LATERAL (
+           SELECT backup_id, parent_id, created_at FROM backup WHERE vm_id = vm.vm_id AND status = 'BackedUp'
+            ORDER BY begun DESC LIMIT 1
+           ) newest ON true
+      LEFT JOIN LATERAL (
            WITH RECURSIVE line AS (
-               SELECT b.parent_id, v.source, v.type, v.verified_at
-                 FROM (SELECT backup_id, parent_id FROM backup WHERE vm_id = vm.vm_id AND status = 'BackedUp'
-                        ORDER BY created_at DESC LIMIT 1) b
-                 JOIN backup_volume v USING (backup_id)
+               SELECT newest.parent_id, v.source, v.type, v.verified_at
+                 FROM backup_volume v WHERE v.backup_id = newest.backup_id
                 UNION ALL
                SELECT p.parent_id, v.source, v.type, v.verified_at
                  FROM line JOIN backup p ON p.backup_id = line.parent_id
@@ -43,10 +45,11 @@ _FACTS = """
            SELECT CASE WHEN count(*) = count(verified_at) THEN min(verified_at) END AS verified_at FROM line
            ) layers ON true
       LEFT JOIN LATERAL (
-           SELECT max(finished_at) AS drilled_at FROM drill WHERE vm_id = vm.vm_id AND result = 'ok'
+           SELECT finished_at AS drilled_at FROM drill WHERE vm_id = vm.vm_id AND result = 'ok'
+            ORDER BY drill_id DESC LIMIT 1
            ) good ON true
       LEFT JOIN LATERAL (
-           SELECT result, detail FROM drill WHERE vm_id = vm.vm_id ORDER BY started_at DESC LIMIT 1
+           SELECT result, detail FROM drill WHERE vm_id = vm.vm_id ORDER BY drill_id DESC LIMIT 1
            ) last ON true
      WHERE vm.defined AND vm.host = ANY(%(hosts)s)
      ORDER BY vm.vm_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from nasbackup.model import BackupStatus
@@ -23,29 +23,44 @@ STILL = 2
 
 
 def volume(facts: VmFacts) -> Iterator[Finding]:
-    """A spike in, or the end of, what changes. Nothing is said while the newest backup is a full: it does not know."""
-    recorded = [backup for backup in facts.recent if backup.status is BackupStatus.BACKED_UP]
-    if not recorded or recorded[0].changed is None:
+    """A spike in, or the end of, what changes, by the newest incremental: a full does not know what changed.
+
+    So a full neither begins nor ends what is said here.
+    """
+    incrementals = [
+        (backup.external_id, backup.changed)
+        for backup in facts.recent
+        if backup.status is BackupStatus.BACKED_UP and backup.changed is not None
+    ]
+    if len(incrementals) <= HISTORY:
         return
-    known = [backup.changed for backup in recorded if backup.changed is not None]
-    newest, earlier = known[0], known[1:]
-    if len(earlier) >= HISTORY:
-        usual = median(earlier)
-        if newest >= SPIKE_BYTES and newest > SPIKE_FACTOR * usual:
-            yield Finding(
-                kind=Kind.CHANGE_SPIKE,
-                severity=Severity.WARNING,
-                subject=subject_of(facts),
-                text=f"{size(newest)} of {facts.vm} changed before {recorded[0].external_id}; "
-                f"usually it is {size(usual)}.",
-                hint="See whether so much was meant to be rewritten; until you know, `nasbackup pin` an older backup.",
-            )
-    if len(known) >= STILL + HISTORY and not any(known[:STILL]) and all(known[STILL:]):
+    known = [changed for _, changed in incrementals]
+    yield from _spike(facts, external_id=incrementals[0][0], newest=known[0], usual=median(known[1:]))
+    yield from _silence(facts, known=known)
+
+
+def _spike(facts: VmFacts, *, external_id: str, newest: int, usual: float) -> Iterator[Finding]:
+    if newest >= SPIKE_BYTES and newest > SPIKE_FACTOR * usual:
+        yield Finding(
+            kind=Kind.CHANGE_SPIKE,
+            severity=Severity.WARNING,
+            subject=subject_of(facts),
+            text=f"{size(newest)} of {facts.vm} changed before {external_id}; usually it is {size(usual)}.",
+            hint="See whether so much was meant to be rewritten; until you know, `nasbackup pin` an older backup.",
+        )
+
+
+def _silence(facts: VmFacts, *, known: Sequence[int]) -> Iterator[Finding]:
+    """However long it has lasted, what was before it is the history; as long as that is among what is looked at."""
+    still = next((number for number, changed in enumerate(known) if changed), len(known))
+    before = known[still : still + HISTORY]
+    if still >= STILL and len(before) == HISTORY and all(before):
         yield Finding(
             kind=Kind.NO_CHANGE,
             severity=Severity.WARNING,
             subject=subject_of(facts),
-            text=f"Nothing of {facts.vm} has changed in its last {STILL} backups, where something always did.",
+            text=f"Nothing of {facts.vm} has changed in its last {still} incremental backups, where something always "
+            "did.",
             hint="See whether the guest is still at work, and whether it still writes to these volumes.",
         )
 
