@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 import time_machine
 from nasbackup.airflow import backup_tasks, mapped, policy_tasks
 from nasbackup.airflow.forms import require_known_keys
-from nasbackup.catalog import Database
+from nasbackup.catalog import Database, inventory, repositories
 from nasbackup.fleet import ENVIRONMENT, load
-from nasbackup.model import SeenVm, VmState
+from nasbackup.hypervisor import connect
+from nasbackup.hypervisor.inventory import seen_vms
+from nasbackup.model import Host, Repository, RepositoryType, SeenVm, VmState
 
 from lab import simulated
 
@@ -152,6 +155,80 @@ def test_one_run_begins_as_many_as_airflow_is_configured_to_map(
     assert (
         "5 VMs are due: 3 of them are left for the next run. [core] max_map_length of Airflow is 2" in caplog.messages
     )
+
+
+# --- which of them, and in which order ------------------------------------------------------------------------
+
+
+def test_a_stopped_definition_that_a_migration_left_behind_is_left_out(
+    database: Database,
+    fleet_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The VM went from kvm_one to kvm_two with its storage: the old image must not become its newest backup."""
+    uri = simulated.host(tmp_path, vms=3, size=1 << 20)
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_ONE", json.dumps({"conn_type": "libvirt", "extra": {"uri": uri}}))
+    monkeypatch.setenv("AIRFLOW_CONN_NAS_BACKUP_CATALOG", str(database.parameters["dsn"]))
+    monkeypatch.setenv(ENVIRONMENT, str(fleet_file))
+    with connect(Host(name="kvm_one", uri=uri)) as hypervisor:
+        here = sorted(seen_vms(hypervisor), key=lambda vm: vm.name)
+    assert {vm.state for vm in here} == {VmState.STOPPED}
+    now = datetime.now(UTC)
+
+    def due_here() -> list[str]:
+        params = {"vms": None, "dry_run": False, "mode": "auto"}
+        found = policy_tasks.due_vms(policy="silver", host="kvm_one", params=params, conf={}, run="run")
+        return [due["vm"] for due in found]
+
+    def look(*, host: str, vms: list[SeenVm], at: datetime = now) -> None:
+        with database.transaction() as cursor:
+            inventory.note_seen(cursor, host=host, seen=[replace(vm, host=host) for vm in vms], now=at)
+
+    everyone = [vm.name for vm in here]
+    look(host="kvm_one", vms=here)
+    assert due_here() == everyone
+    look(host="kvm_two", vms=[replace(here[0], state=VmState.RUNNING)])
+    look(host="kvm_one", vms=here)
+    assert due_here() == everyone[1:]
+    assert f"{everyone[0]} is left out: it is stopped here, and nas_sla_watch saw it on host kvm_two" in caplog.text
+    look(host="kvm_two", vms=[here[0]])
+    assert due_here() == everyone[1:], "stopped there, too, it is still the one that ran last"
+    look(host="kvm_two", vms=[here[0]], at=now - timedelta(days=8))
+    assert due_here() == everyone, "nobody has seen that one for a week"
+    look(host="kvm_two", vms=[here[0]])
+    look(host="kvm_one", vms=here)
+    look(host="kvm_two", vms=[])
+    assert due_here() == everyone, "it is defined there no more"
+
+
+def test_a_backup_from_the_future_does_not_put_its_vm_last(
+    database: Database, fleet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(fleet_file))
+    uri = simulated.host(tmp_path, vms=3, size=1 << 20)
+    with connect(Host(name="kvm_one", uri=uri)) as hypervisor:
+        here = sorted(seen_vms(hypervisor), key=lambda vm: vm.name)
+    now = datetime.now(UTC)
+    with database.transaction() as cursor:
+        repositories.register(
+            cursor,
+            repository=Repository(name="nas_main", type=RepositoryType.LOCAL, path="/mnt/nas"),
+            uuid="5b1f2c1e-0000-4000-8000-000000000009",
+        )
+        inventory.note_seen(cursor, host="kvm_one", seen=here, now=now)
+        # The first: by a clock ten years ahead, then yesterday. The second: by that clock only. The third: today.
+        for vm, ago in ((0, -3652), (0, 1), (1, -3652), (2, 0)):
+            cursor.execute(
+                "INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation,"
+                " chain_position, host, vm_state, request, run_id, lease_token, created_at, recorded_at, size)"
+                " SELECT vm_id, 1, name || '/' || %(ago)s, 'FULL', 'BackedUp', 'full_backup', '', 0, host, 'stopped',"
+                " '{}', '', 1, %(at)s, %(at)s, 1 FROM vm WHERE uuid = %(uuid)s",
+                {"uuid": here[vm].uuid, "ago": ago, "at": now - timedelta(days=ago)},
+            )
+    in_order = [vm.name for vm in policy_tasks._in_need(database, vms=here, now=now)]
+    assert in_order == [here[1].name, here[0].name, here[2].name]
 
 
 def test_the_number_is_the_one_by_which_airflow_judges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nasbackup import fleet
@@ -15,6 +15,7 @@ from nasbackup.fleet import Fleet, Policy
 from nasbackup.hypervisor import connect
 from nasbackup.hypervisor.inventory import seen_vms
 from nasbackup.model import SeenVm
+from nasbackup.sla.freshness import age_of
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ def due_vms(
 ) -> list[Payload]:
     """The policy's VMs on this host, those with the oldest backups first: what ``nas_backup`` is triggered with.
 
-    ``run``: the policy's DAG and run id, of which each VM's run id is made. A VM that is being backed up already is
-    left out, and so is what Airflow cannot map. Raises HostUnreachable, CatalogUnreachable, UnknownPolicy.
+    ``run``: the policy's DAG and run id, of which each VM's run id is made. Left out are a VM that is being backed up
+    already, a stopped one that a migration left behind, and what Airflow cannot map. Raises HostUnreachable,
+    CatalogUnreachable, UnknownPolicy.
     """
     require_known_keys(conf, form=policy_params())
     known = fleet.load()
@@ -47,7 +49,7 @@ def due_vms(
     mine = [
         vm for vm in seen if _has(vm, policy=promised, known=known) and fleet.is_chosen(vm.name, params["vms"] or ())
     ]
-    chosen = _without_busy(hooks.catalog(), vms=mine)
+    chosen = _in_need(hooks.catalog(), vms=mine, now=datetime.now(UTC))
     for vm in chosen:
         log.info("%s is due", vm.name)
     most = mapped.most()
@@ -88,13 +90,27 @@ def _has(vm: SeenVm, *, policy: Policy, known: Fleet) -> bool:
     return found is not None and found.name == policy.name
 
 
-def _without_busy(database: Database, *, vms: Sequence[SeenVm]) -> list[SeenVm]:
-    """In the order of need: what was never backed up, then the oldest."""
+def _in_need(database: Database, *, vms: Sequence[SeenVm], now: datetime) -> list[SeenVm]:
+    """Those to be backed up here, in the order of need: what was never backed up (or nobody knows when), the oldest."""
     with database.transaction() as cursor:
-        states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms])
+        states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms], now=now)
+    chosen = []
     for vm in vms:
-        if vm.uuid in states and states[vm.uuid].backed_up_by:
-            log.warning("%s is left out: it is being backed up by %s", vm.name, states[vm.uuid].backed_up_by)
-    free = [vm for vm in vms if vm.uuid not in states or not states[vm.uuid].backed_up_by]
-    never = datetime.min.replace(tzinfo=UTC)
-    return sorted(free, key=lambda vm: (states[vm.uuid].newest_at if vm.uuid in states else None) or never)
+        state = states.get(vm.uuid)
+        if state is not None and state.backed_up_by:
+            log.warning("%s is left out: it is being backed up by %s", vm.name, state.backed_up_by)
+        elif state is not None and state.is_left_behind(host=vm.host, state=vm.state):
+            log.warning(
+                "%s is left out: it is stopped here, and nas_sla_watch saw it on host %s, whose branch backs it up. "
+                "Undefine it here if a migration left it behind; start it here if this is the right one",
+                vm.name,
+                state.seen_on,
+            )
+        else:
+            chosen.append(vm)
+
+    def age(vm: SeenVm) -> timedelta:
+        known = age_of(states[vm.uuid].newest_at, now=now) if vm.uuid in states else None
+        return timedelta.max if known is None else known
+
+    return sorted(chosen, key=age, reverse=True)

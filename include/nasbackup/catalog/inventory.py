@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from psycopg2.extras import Json, execute_values
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.model import SeenVm, VmState
 
+REMEMBERED = timedelta(days=7)
+"""A definition that nobody has seen for so long (its host is gone, or in no fleet.yaml) says nothing any more."""
+
+
+UNJUDGED = timedelta(hours=1)
+"""VMs that no look has judged for so long are looked at by nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedHost:
+    """``vms``: how many were seen on it, the last time at ``seen_at``."""
+
+    name: str
+    vms: int
+    seen_at: datetime
+
 
 def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetime) -> None:
     """The host's VMs are these: new ones are added, those that it no longer defines are marked.
 
     A VM that two hosts define is on the one that runs it: a stopped definition that a migration left behind does
-    not move it.
+    not move it, as long as the other one is ``REMEMBERED``.
     """
     if seen:
         execute_values(
             cursor,
-            """
+            f"""
             INSERT INTO vm (uuid, name, host, title, metadata, state, first_seen_at, seen_at) VALUES %s
             ON CONFLICT (uuid) DO UPDATE
                SET name = EXCLUDED.name, host = EXCLUDED.host, title = EXCLUDED.title, metadata = EXCLUDED.metadata,
                    state = EXCLUDED.state, seen_at = EXCLUDED.seen_at, defined = true
              WHERE vm.host = EXCLUDED.host OR EXCLUDED.state <> 'stopped' OR NOT vm.defined
-                OR vm.seen_at IS NULL
-            """,
+                OR vm.seen_at IS NULL OR vm.seen_at < EXCLUDED.seen_at - interval '{REMEMBERED.days} days'
+            """,  # noqa: S608 - of this file's own making
             [
                 (vm.uuid, vm.name, vm.host, vm.title, Json(dict(vm.metadata)), vm.state.value, now, now)
                 for vm in sorted(seen, key=lambda vm: vm.state is not VmState.STOPPED)
@@ -38,3 +55,18 @@ def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetim
         "UPDATE vm SET defined = false, state = NULL WHERE host = %s AND defined AND NOT uuid = ANY(%s::uuid[])",
         (host, [vm.uuid for vm in seen]),
     )
+
+
+def hosts_that_nobody_looks_at(cursor: Cursor, *, besides: Sequence[str], now: datetime) -> list[DroppedHost]:
+    """Of all hosts but these, those with VMs that were seen within REMEMBERED and that no fleet's look judges now."""
+    cursor.execute(
+        """
+        SELECT vm.host AS name, count(*)::int AS vms, max(vm.seen_at) AS seen_at
+          FROM vm LEFT JOIN sla_status s USING (vm_id)
+         WHERE vm.defined AND NOT vm.host = ANY(%(besides)s) AND vm.seen_at >= %(since)s AND vm.seen_at < %(until)s
+           AND (s.checked_at IS NULL OR s.checked_at < %(until)s)
+         GROUP BY vm.host ORDER BY vm.host
+        """,
+        {"besides": list(besides), "since": now - REMEMBERED, "until": now - UNJUDGED},
+    )
+    return [DroppedHost(**row) for row in cursor.fetchall()]

@@ -71,6 +71,7 @@ from nasbackup.errors.request import (
     UnknownRepository,
     UnknownVm,
     UnknownVolume,
+    VmElsewhere,
 )
 from nasbackup.errors.restore import (
     DefinitionUnusable,
@@ -173,6 +174,7 @@ __all__ = [
     "UnknownVolume",
     "VerifyFailed",
     "VmBusy",
+    "VmElsewhere",
     "VmExists",
     "VmNotStopped",
     "VmStarted",

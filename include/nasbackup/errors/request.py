@@ -71,5 +71,13 @@ class BackupNotKept(RequestError):
     template = "Backup {backup} is {status}: only a BackedUp one can be pinned or given an expiry date."
 
 
+class VmElsewhere(RequestError):
+    template = (
+        "VM {vm} is stopped on host {host}, and nas_sla_watch last saw it on host {seen_on}: what {host} has of it may "
+        "have been left behind by a migration. Back it up on {seen_on}. If this is the right one, start it, or ask for "
+        "mode full."
+    )
+
+
 class TargetExists(RequestError):
     template = "{path} exists already; nothing was written. Name another place, or remove it first."

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nasbackup import chain, estimate, layout
-from nasbackup.catalog import backups, leases
+from nasbackup.catalog import backups, due, leases
 from nasbackup.catalog.standing import FAR_BACK, MOSTLY, Standing, standing
-from nasbackup.errors import NasError
+from nasbackup.errors import NasError, VmElsewhere
 from nasbackup.hypervisor import Hypervisor, checkpoints, connect
-from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Vm
+from nasbackup.model import Backup, BackupStatus, ChainDecision, Lease, Mode, Vm, VmState
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.settings import Settings
@@ -32,13 +32,15 @@ def decide_chain(
 ) -> tuple[Ticket, Backup]:
     """Decide what the next backup is and write its row; from then on its parent cannot be deleted.
 
-    A second call of the same run goes on with the row of the first. Raises RequestError (nothing was touched),
+    A second call of the same run goes on with the row of the first. Raises RequestError (nothing was touched; of them
+    VmElsewhere: what a migration left behind of the VM would become its newest backup, unless a full was asked for),
     VmBusy (another run holds the lease), RestoreCutOff, NotARepository, HostUnreachable, RepositoryFull, HostNotReady,
     LeaseLost (a newer attempt has taken over; nothing was written).
     """
     with connect(site.host) as hypervisor:
         with restore_explained(site, hypervisor, vm=request.vm):
             vm = observe_vm(hypervisor, request=request)
+        _require_here(site, vm=vm, mode=request.mode, now=now or datetime.now(UTC))
         site.root()
         with site.database.autocommit() as cursor:
             lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
@@ -67,6 +69,21 @@ def decide_chain(
             raise
     log.info("%s: %s", backup.external_id, backup.explanation)
     return _ticket(backup, lease=lease), backup
+
+
+def _require_here(site: Site, *, vm: Vm, mode: Mode, now: datetime) -> None:
+    """Not where only a stopped definition is, while the VM is on another host. Raises VmElsewhere."""
+    if vm.state is not VmState.STOPPED:
+        return
+    with site.database.reading() as cursor:
+        known = due.states(cursor, vm_uuids=[vm.uuid], now=now).get(vm.uuid)
+    if known is None or not known.is_left_behind(host=site.host.name, state=vm.state):
+        return
+    if mode is not Mode.FULL:
+        raise VmElsewhere(vm=vm.name, host=site.host.name, seen_on=known.seen_on)
+    log.warning(
+        "%s was last seen on host %s; what is here is backed up, since a full was asked for", vm.name, known.seen_on
+    )
 
 
 def decide_again(site: Site, hypervisor: Hypervisor, *, ticket: Ticket, backup: Backup) -> Backup:
