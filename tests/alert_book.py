@@ -77,7 +77,9 @@ class MemoryBook:
         self, findings: Sequence[Finding], looked_at: Iterable[Subject], channels: Sequence[Channel], now: datetime
     ) -> Changes:
         names = {identity(subject) for subject in looked_at}
-        found = changes(self.open_alerts(), findings, looked_at=names, channels=channels, scopes=SCOPES, now=now)
+        found = changes(
+            self.open_alerts(), findings, looked_at=names, ours=names, channels=channels, scopes=SCOPES, now=now
+        )
         for number in found.confirmed:
             self.alerts[number] = replace(self.alerts[number], confirmed_at=now)
         for opening in found.opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from nasbackup.catalog import Database, alerts, vms
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
 from nasbackup.sla import LOOK_EVERY
-from nasbackup.sla.alerts import Changes, Event, OpenAlert, Scope, identity
+from nasbackup.sla.alerts import FORGOTTEN, Changes, Event, OpenAlert, Scope, identity
 from nasbackup.sla.channels import Channel
 from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
 from nasbackup.sla.messages import Notice
@@ -23,10 +24,13 @@ from tests.alert_book import (
     BEGIN,
     CHANNELS,
     EAST,
+    EAST_CHAT,
     EVERYTHING,
+    HOST,
     MAIL,
     PAGER,
     SCOPES,
+    WEST,
     AlertMachine,
     Heard,
     finding,
@@ -238,6 +242,79 @@ def test_a_vm_that_no_host_defines_any_more_has_no_alerts(database: Database) ->
         cursor.execute("UPDATE vm SET defined = false")
     settle(database, findings=[], looked_at=(), channels=CHANNELS, now=BEGIN + 2 * LOOK_EVERY)
     assert still_open(database) == []
+
+
+def waiting(database: Database) -> dict[str, int]:
+    """Channel -> what waits for it, as the metric counts it."""
+    with database.transaction() as cursor:
+        cursor.execute("SELECT channel, count(*) FROM alert_delivery WHERE delivered_at IS NULL GROUP BY channel")
+        return {row["channel"]: row["count"] for row in cursor.fetchall()}
+
+
+def test_nothing_waits_for_a_channel_that_went_from_fleet_yaml(database: Database) -> None:
+    """It was renamed: what waited for it in vain goes, and its end is queued for nobody."""
+    look(database, finding(), finding(subject=HOST), channels=[MAIL, PAGER, EAST_CHAT])
+    assert [len(message) for message in told(database)] == [2]
+    assert waiting(database) == {"east_chat": 1}
+    look(database, finding(subject=HOST), channels=[MAIL, EAST_CHAT], now=BEGIN + LOOK_EVERY)
+    assert waiting(database) == {"mail": 1}, "the end is told as ever"
+    renamed = replace(MAIL, name="post")
+    look(database, finding(subject=HOST), channels=[renamed], now=BEGIN + 2 * LOOK_EVERY)
+    assert waiting(database) == {}
+    look(database, channels=[renamed], now=BEGIN + 3 * LOOK_EVERY)
+    assert (still_open(database), waiting(database)) == ([], {})
+
+
+def test_nothing_waits_for_such_a_channel_of_a_vm_that_is_gone(database: Database) -> None:
+    with database.transaction() as cursor:
+        vms.register(cursor, uuid=EAST.key, name=EAST.label, host=HOST.key)
+        vms.register(cursor, uuid=WEST.key, name=WEST.label, host="kvm_of_another_fleet")
+    look(database, finding(), finding(subject=WEST), channels=[MAIL])
+    told(database)
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE vm SET defined = false")
+    settle(database, findings=[], looked_at=[HOST], channels=[PAGER], now=BEGIN + LOOK_EVERY)
+    assert still_open(database) == []
+    ((notice,),) = told(database)
+    assert notice.subject == WEST, "who was told of the other fleet's VM hears of its end"
+
+
+def test_what_waits_for_another_fleets_channels_stays(database: Database) -> None:
+    """Two fleets share the catalog and a repository; each look knows the channels of one."""
+    store = Subject(kind=SubjectKind.REPOSITORY, key="nas_one", label="nas_one")
+    with database.transaction() as cursor:
+        for vm in (EAST, WEST):
+            vms.register(cursor, uuid=vm.key, name=vm.label, host=f"kvm_of_{vm.label}")
+        cursor.execute("INSERT INTO sla_status (vm_id, status, checked_at) SELECT vm_id, 'ok', now() FROM vm")
+
+    def of_east(*findings: Finding) -> None:
+        settle(database, findings=findings, looked_at=[EAST, store], channels=[MAIL], now=BEGIN)
+
+    def of_west(*findings: Finding) -> None:
+        settle(database, findings=findings, looked_at=[WEST, store], channels=[PAGER], now=BEGIN)
+
+    full = finding(subject=store, severity=Severity.CRITICAL)
+    of_west(finding(subject=WEST, severity=Severity.CRITICAL), full)
+    of_east(finding(), full)
+    of_west(finding(subject=WEST, severity=Severity.CRITICAL), full)
+    assert waiting(database) == {"pager": 2, "mail": 1}
+    told(database, PAGER)
+    of_east()
+    assert waiting(database) == {"pager": 1}, "the repository's end, for the pager that was told of its begin"
+
+
+def test_what_nobody_looks_at_any_more_is_not_said_to_be_over(database: Database) -> None:
+    look(database, finding())
+    told(database)
+    settle(database, findings=[], looked_at=[HOST], channels=CHANNELS, now=BEGIN + FORGOTTEN)
+    ((notice,),) = told(database)
+    assert (notice.event, notice.forgotten, notice.heading) == (Event.CLOSED, True, "NO LONGER LOOKED AT")
+    look(database, finding(), now=BEGIN + FORGOTTEN)
+    look(database, now=BEGIN + FORGOTTEN + LOOK_EVERY)
+    told_again = [notice for message in told(database) for notice in message]
+    assert [(notice.event, notice.forgotten) for notice in told_again] == []
+    with database.transaction() as cursor:
+        assert [row["forgotten"] for row in alerts.recent(cursor, also_closed=True, limit=10)] == [False, True]
 
 
 def test_history_goes_after_a_year(database: Database) -> None:

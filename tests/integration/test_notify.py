@@ -218,6 +218,7 @@ def test_a_post_carries_the_whole_alert(listener: Listener) -> None:
         "hint": "Look at the VM's last runs.",
         "opened_at": "2026-01-31T22:00:00+00:00",
         "closed_at": None,
+        "forgotten": False,
         "link": f"https://airflow.example.org/nasbackup/vms/{EAST.key}",
     }
     assert (second["event"], second["closed_at"]) == ("closed", "2026-01-31T22:05:00+00:00")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -51,11 +52,19 @@ def look(
     open_alerts: Sequence[OpenAlert] = (),
     *findings: Finding,
     looked_at: Iterable[Subject] = EVERYTHING,
+    ours: Iterable[Subject] = EVERYTHING,
     channels: Sequence[Channel] = CHANNELS,
     now: datetime = BEGIN + LOOK_EVERY,
 ) -> Changes:
-    names = {identity(subject) for subject in looked_at}
-    return changes(open_alerts, findings, looked_at=names, channels=channels, scopes=SCOPES, now=now)
+    return changes(
+        open_alerts,
+        findings,
+        looked_at={identity(subject) for subject in looked_at},
+        ours={identity(subject) for subject in ours},
+        channels=channels,
+        scopes=SCOPES,
+        now=now,
+    )
 
 
 def test_an_opening_is_told_to_the_channels_that_want_it() -> None:
@@ -97,11 +106,29 @@ def test_a_subject_that_nobody_could_look_at_keeps_its_alerts() -> None:
     assert look((), finding(), looked_at=()).opened, "what was found was found"
 
 
-def test_what_nobody_looks_at_any_more_is_over_after_a_week() -> None:
+def test_what_nobody_looks_at_any_more_is_closed_after_a_week_and_not_said_to_be_over() -> None:
     """Its host went from fleet.yaml, or another fleet that shares the catalog looks at it (and confirms it)."""
     almost = BEGIN + FORGOTTEN - LOOK_EVERY
     assert look([alert()], looked_at=(), now=almost) == Changes()
-    assert look([alert()], looked_at=(), now=BEGIN + FORGOTTEN).closed == [Closing(alert_id=7, channels=("mail",))]
+    (closing,) = look([alert()], looked_at=(), now=BEGIN + FORGOTTEN).closed
+    assert closing == Closing(alert_id=7, channels=("mail",), forgotten=True)
+    (closing,) = look([alert()], now=BEGIN + FORGOTTEN).closed
+    assert closing == Closing(alert_id=7, channels=("mail",)), "somebody has looked again, and it is over"
+
+
+def test_a_channel_that_went_from_fleet_yaml_is_told_nothing_any_more() -> None:
+    both = alert(told=frozenset({"mail", "pager"}))
+    assert look([both], channels=[MAIL]).closed == [Closing(alert_id=7, channels=("mail",))]
+    (update,) = look([both], finding(severity=CRITICAL), channels=[MAIL]).updated
+    assert update.due == (("mail", Event.RAISED),)
+
+
+def test_a_channel_of_another_fleet_is_told_of_what_both_look_at() -> None:
+    theirs = alert(told=frozenset({"mail", "theirs"}), waiting=frozenset({"their_pager"}))
+    assert look([theirs], ours=()).closed == [Closing(alert_id=7, channels=("mail", "theirs"))]
+    (update,) = look([replace(theirs, finding=finding(severity=CRITICAL))], finding(), ours=()).updated
+    assert update.due == (("mail", Event.LOWERED), ("theirs", Event.LOWERED))
+    assert update.withdrawn == (), "whether it is for their pager is theirs to say"
 
 
 def test_a_channel_that_is_new_is_not_told_of_what_was_open_before() -> None:
@@ -151,6 +178,12 @@ def test_one_alert_is_its_own_subject() -> None:
         "[NAS backup] CRITICAL: i-2-1-VM: The newest restorable backup is 27 hours old."
     )
     assert title([notice(event=Event.CLOSED, closed_at=BEGIN)]).startswith("[NAS backup] OVER: i-2-1-VM")
+    forgotten = notice(event=Event.CLOSED, closed_at=BEGIN, forgotten=True)
+    assert title([forgotten]).startswith("[NAS backup] NO LONGER LOOKED AT: i-2-1-VM")
+    assert "Nobody has looked for 7 days: is the host still in fleet.yaml? The last that was seen: The newest" in body(
+        [forgotten], link=""
+    )
+    assert document([forgotten], link="")["alerts"][0]["forgotten"] is True
     assert title([notice(event=Event.RAISED, severity=CRITICAL)]).startswith("[NAS backup] now CRITICAL: ")
     assert title([notice(event=Event.LOWERED)]).startswith("[NAS backup] only WARNING: ")
     text = body([notice()], link="https://airflow.example.org/nasbackup")
@@ -163,6 +196,8 @@ def test_a_storm_is_one_message_that_says_how_many() -> None:
     storm = [notice(number, severity=CRITICAL if number == 400 else WARNING) for number in range(1, 501)]
     storm += [notice(501, event=Event.CLOSED, closed_at=BEGIN)]
     assert title(storm) == "[NAS backup] 1 critical, 499 warning, 1 over"
+    forgotten = [notice(502, event=Event.CLOSED, closed_at=BEGIN, forgotten=True)]
+    assert title(storm[-2:] + forgotten) == "[NAS backup] 1 warning, 1 no longer looked at, 1 over"
     text = body(storm, link="")
     assert text.startswith("CRITICAL: "), "the worst first"
     assert text.count("What to do") == SHOWN

@@ -132,7 +132,8 @@ def _template() -> jinja2.Template:
 def _notify_type(notices: Sequence[Notice]) -> apprise.NotifyType:
     lasting = [notice for notice in notices if notice.event is not Event.CLOSED]
     if not lasting:
-        return apprise.NotifyType.SUCCESS
+        forgotten = any(notice.forgotten for notice in notices)
+        return apprise.NotifyType.WARNING if forgotten else apprise.NotifyType.SUCCESS
     critical = any(notice.severity is Severity.CRITICAL for notice in lasting)
     return apprise.NotifyType.FAILURE if critical else apprise.NotifyType.WARNING
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,13 +68,29 @@ def vm_scopes(cursor: Cursor) -> dict[Identity, Scope]:
     }
 
 
-def vms_that_are_gone(cursor: Cursor) -> set[Identity]:
-    """VMs with an open alert that no host defines any more."""
+def vms_that_are_gone(cursor: Cursor) -> dict[Identity, str]:
+    """VMs of which something is open or to be told and that no host defines any more -> the host that did."""
     cursor.execute(
-        "SELECT subject FROM alert JOIN vm ON vm.uuid::text = alert.subject"
-        " WHERE closed_at IS NULL AND subject_kind = 'vm' AND NOT vm.defined"
+        "SELECT DISTINCT subject, host FROM alert JOIN vm ON vm.uuid::text = alert.subject"
+        " WHERE subject_kind = 'vm' AND NOT vm.defined AND (closed_at IS NULL"
+        " OR alert_id IN (SELECT alert_id FROM alert_delivery WHERE delivered_at IS NULL))"
     )
-    return {(SubjectKind.VM, row["subject"]) for row in cursor.fetchall()}
+    return {(SubjectKind.VM, row["subject"]): row["host"] for row in cursor.fetchall()}
+
+
+def drop_for_nobody(cursor: Cursor, *, channels: Sequence[str], subjects: Container[Identity]) -> Counter[str]:
+    """What of these subjects waits for other channels than these, by channel: fleet.yaml does not name them any more.
+
+    What waits is counted by a metric and an alarm of its own, and nobody would ever take it.
+    """
+    cursor.execute(
+        "SELECT delivery_id, channel, subject_kind, subject FROM alert_delivery JOIN alert USING (alert_id)"
+        " WHERE delivered_at IS NULL AND NOT channel = ANY(%s)",
+        (list(channels),),
+    )
+    found = [row for row in cursor.fetchall() if (SubjectKind(row["subject_kind"]), row["subject"]) in subjects]
+    cursor.execute("DELETE FROM alert_delivery WHERE delivery_id = ANY(%s)", ([row["delivery_id"] for row in found],))
+    return Counter(row["channel"] for row in found)
 
 
 def apply(cursor: Cursor, changed: Changes, *, now: datetime) -> None:
@@ -142,7 +159,11 @@ def _update(cursor: Cursor, updated: Sequence[Update], *, now: datetime) -> None
 
 def _close(cursor: Cursor, closed: Sequence[Closing], *, now: datetime) -> None:
     numbers = [closing.alert_id for closing in closed]
-    cursor.execute("UPDATE alert SET closed_at = %s WHERE alert_id = ANY(%s)", (now, numbers))
+    forgotten = [closing.alert_id for closing in closed if closing.forgotten]
+    cursor.execute(
+        "UPDATE alert SET closed_at = %s, forgotten = alert_id = ANY(%s) WHERE alert_id = ANY(%s)",
+        (now, forgotten, numbers),
+    )
     cursor.execute("DELETE FROM alert_delivery WHERE alert_id = ANY(%s) AND delivered_at IS NULL", (numbers,))
     due = ((closing.alert_id, channel, Event.CLOSED) for closing in closed for channel in closing.channels)
     _tell(cursor, due, now=now)
@@ -187,6 +208,7 @@ def pending(cursor: Cursor, *, channel: str, limit: int) -> list[Notice]:
             event=Event(row["event"]),
             opened_at=row["opened_at"],
             closed_at=row["closed_at"],
+            forgotten=row["forgotten"],
             **vars(_finding(row)),
         )
         for row in cursor.fetchall()

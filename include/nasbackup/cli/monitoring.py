@@ -45,7 +45,7 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
         output.add_row(
             table,
             f"{row['opened_at'].astimezone(UTC):%Y-%m-%d %H:%M}",
-            row["severity"] if row["closed_at"] is None else "over",
+            row["severity"] if row["closed_at"] is None else "forgotten" if row["forgotten"] else "over",
             row["kind"],
             one_line(row["label"]),
             f"{one_line(row['text'])} {_advice(row)}",
@@ -57,7 +57,8 @@ def _show(found: Sequence[Mapping[str, Any]]) -> None:
 
 def _advice(row: Mapping[str, Any]) -> str:
     if row["closed_at"] is not None:
-        return f"It was over on {row['closed_at'].astimezone(UTC):%Y-%m-%d %H:%M}."
+        when = f"{row['closed_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
+        return f"Nobody looked at it any more: closed on {when}." if row["forgotten"] else f"It was over on {when}."
     return one_line(row["hint"]) + _untold(row["undelivered"])
 
 
@@ -80,6 +81,7 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
         "opened_at": row["opened_at"].isoformat(),
         "updated_at": row["updated_at"].isoformat(),
         "closed_at": row["closed_at"].isoformat() if row["closed_at"] else None,
+        "forgotten": row["forgotten"],
         "undelivered": row["undelivered"],
     }
 

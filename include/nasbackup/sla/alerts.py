@@ -6,9 +6,11 @@ find it, and is closed by the first look that had its subject before it and does
 - its opening, to every channel that wants it;
 - a change of its severity, to those that were told. A channel that wants only critical alerts and now gets to hear
   of this one is told that it was opened. A text that changed (an age that grew) is told nobody;
-- its end, to those that were told of it. Nobody is told of one that was over before anybody was.
+- its end, to those that were told of it. Nobody is told of one that was over before anybody was. That nobody looks
+  at its subject any more is an end too, and told as such.
 
-A channel that is new in fleet.yaml is not told of what was open before it, unless that gets worse.
+A channel that is new in fleet.yaml is not told of what was open before it, unless that gets worse; one that went from
+it is told nothing any more.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ CALM: Mapping[Kind, timedelta] = {
 """What comes and goes by itself is over, or less severe, when it was not found for so long; all else at once."""
 
 FORGOTTEN = timedelta(days=7)
-"""What was not looked at for so long (its host went from fleet.yaml) is over: nobody would ever say so."""
+"""What was not looked at for so long (its host went from fleet.yaml) is closed: nobody would ever say that it is over,
+and nobody knows whether it is."""
 
 _RANK = {Severity.WARNING: 0, Severity.CRITICAL: 1}
 
@@ -87,8 +90,11 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Closing:
+    """``forgotten``: not because it was not found, but because nobody has looked."""
+
     alert_id: int
     channels: tuple[str, ...] = ()
+    forgotten: bool = False
 
 
 @dataclass(kw_only=True)
@@ -110,20 +116,28 @@ def changes(
     findings: Sequence[Finding],
     *,
     looked_at: Container[Identity],
+    ours: Container[Identity],
     channels: Sequence[Channel],
     scopes: Mapping[Identity, Scope],
     now: datetime,
 ) -> Changes:
     """``looked_at``: subjects that could be judged this time. What is not in it (VMs of a host that does not answer)
-    keeps its alerts; what is known to exist no more belongs in it."""
+    keeps its alerts; what is known to exist no more belongs in it. ``ours``: those that no other fleet that shares the
+    catalog looks at. Whoever was told of the others may be a channel of such a fleet."""
     result = Changes()
     found = _most_severe(findings)
+    known = frozenset(channel.name for channel in channels)
     for alert in open_alerts:
+        if identity(alert.finding.subject) in ours:
+            alert = replace(alert, told=alert.told & known)  # as far as there is still anybody to tell
         finding = found.pop((alert.finding.kind, *identity(alert.finding.subject)), None)
         if finding is not None:
             _go_on(alert, finding, channels=channels, scopes=scopes, now=now, result=result)
-        elif _over(alert, looked_at=looked_at, now=now):
-            result.closed.append(Closing(alert_id=alert.alert_id, channels=tuple(sorted(alert.told))))
+        elif identity(alert.finding.subject) in looked_at:
+            if _calm(alert, now=now):
+                result.closed.append(Closing(alert_id=alert.alert_id, channels=tuple(sorted(alert.told))))
+        elif now - alert.confirmed_at >= FORGOTTEN:
+            result.closed.append(Closing(alert_id=alert.alert_id, channels=tuple(sorted(alert.told)), forgotten=True))
     for finding in found.values():
         names = tuple(channel.name for channel in channels if _wants(channel, finding, scopes=scopes))
         result.opened.append(Opening(finding=finding, channels=names))
@@ -147,21 +161,16 @@ def _go_on(
         return
     update = Update(alert_id=alert.alert_id, finding=finding)
     if step:
+        known = {channel.name for channel in channels}
         wanting = {channel.name for channel in channels if _wants(channel, finding, scopes=scopes)}
         event = Event.RAISED if step > 0 else Event.LOWERED
         new = wanting - alert.told - alert.waiting if step > 0 else set()
         update = replace(
             update,
             due=tuple([(name, event) for name in sorted(alert.told)] + [(name, Event.OPENED) for name in sorted(new)]),
-            withdrawn=tuple(sorted(alert.waiting - wanting)) if step < 0 else (),
+            withdrawn=tuple(name for name in sorted(alert.waiting - wanting) if name in known) if step < 0 else (),
         )
     result.updated.append(update)
-
-
-def _over(alert: OpenAlert, *, looked_at: Container[Identity], now: datetime) -> bool:
-    if identity(alert.finding.subject) in looked_at:
-        return _calm(alert, now=now)
-    return now - alert.confirmed_at >= FORGOTTEN
 
 
 def _calm(alert: OpenAlert, *, now: datetime) -> bool:

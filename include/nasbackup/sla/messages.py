@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nasbackup.sla.alerts import Event
+from nasbackup.sla.alerts import FORGOTTEN, Event
 from nasbackup.sla.findings import Kind, Severity, Subject, SubjectKind
+from nasbackup.words import span
 
 SHOWN = 100
 """Alerts that a message for people lists one by one."""
 
 _LONGEST_TITLE = 150
 _PREFIX = "[NAS backup]"
+_FORGOTTEN = "no longer looked at"
+_NOBODY = f"Nobody has looked for {span(FORGOTTEN)}: is the host still in fleet.yaml? The last that was seen:"
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Control and format characters (which turn the direction of a line round), line and paragraph separators."""
 
@@ -38,12 +41,14 @@ class Notice:
     hint: str
     opened_at: datetime
     closed_at: datetime | None = None
+    forgotten: bool = False
+    """It is closed because nobody looks at its subject any more, and may still be true."""
 
     @property
     def heading(self) -> str:
         """CRITICAL, WARNING or what became of it."""
         if self.event is Event.CLOSED:
-            return "OVER"
+            return "NO LONGER LOOKED AT" if self.forgotten else "OVER"
         now = {Event.OPENED: "", Event.RAISED: "now ", Event.LOWERED: "only "}[self.event]
         return f"{now}{self.severity.upper()}"
 
@@ -61,10 +66,16 @@ def title(notices: Sequence[Notice]) -> str:
         (notice,) = notices
         words = f"{_PREFIX} {notice.heading}: {one_line(notice.subject.label)}: {one_line(notice.text)}"
     else:
-        counts = Counter("over" if notice.event is Event.CLOSED else notice.severity.value for notice in notices)
-        parts = [f"{counts[word]} {word}" for word in ("critical", "warning", "over") if counts[word]]
+        counts = Counter(_in_a_word(notice) for notice in notices)
+        parts = [f"{counts[word]} {word}" for word in ("critical", "warning", _FORGOTTEN, "over") if counts[word]]
         words = f"{_PREFIX} {', '.join(parts)}"
     return words if len(words) <= _LONGEST_TITLE else words[: _LONGEST_TITLE - 1] + "…"
+
+
+def _in_a_word(notice: Notice) -> str:
+    if notice.event is not Event.CLOSED:
+        return notice.severity.value
+    return _FORGOTTEN if notice.forgotten else "over"
 
 
 def body(notices: Sequence[Notice], *, link: str) -> str:
@@ -96,7 +107,7 @@ def facts_of(notice: Notice) -> dict[str, str]:
         "severity": notice.severity.value,
         "label": one_line(notice.subject.label),
         "since": since,
-        "text": one_line(notice.text),
+        "text": f"{_NOBODY} {one_line(notice.text)}" if notice.forgotten else one_line(notice.text),
         "hint": one_line(notice.hint),
     }
 
@@ -121,6 +132,7 @@ def document(notices: Sequence[Notice], *, link: str) -> dict[str, Any]:
                 "hint": notice.hint,
                 "opened_at": notice.opened_at.isoformat(),
                 "closed_at": notice.closed_at.isoformat() if notice.closed_at else None,
+                "forgotten": notice.forgotten,
                 "link": page_of(notice.subject, link=link),
             }
             for notice in in_order(notices)

@@ -11,7 +11,7 @@ did: a process that dies between the two tells it twice, none forgets it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from nasbackup.catalog import Database, alerts
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
 from nasbackup.sla.alerts import Changes, Identity, Scope, changes, identity
 from nasbackup.sla.channels import Channel, ChannelType
-from nasbackup.sla.findings import Finding, Subject
+from nasbackup.sla.findings import Finding, Subject, SubjectKind
 from nasbackup.sla.messages import Notice
 
 log = logging.getLogger(__name__)
@@ -57,18 +57,36 @@ def settle(
     ``looked_at``: what was judged, healthy or not. VMs that no host defines any more need not be in it. Call it after
     the look has written ``sla_status``: from there come zone and policy of the VMs; ``scopes`` adds those of others.
     """
+    looked = {identity(subject) for subject in looked_at}
     with database.transaction() as cursor:
         alerts.begin_look(cursor)
+        gone, judged = alerts.vms_that_are_gone(cursor), alerts.vm_scopes(cursor)
+        ours = _ours(looked, judged=judged, gone=gone)
+        dropped = alerts.drop_for_nobody(cursor, channels=[channel.name for channel in channels], subjects=ours)
         changed = changes(
             alerts.open_alerts(cursor),
             findings,
-            looked_at={identity(subject) for subject in looked_at} | alerts.vms_that_are_gone(cursor),
+            looked_at=looked | gone.keys(),
+            ours=ours,
             channels=channels,
-            scopes={**alerts.vm_scopes(cursor), **(scopes or {})},
+            scopes={**judged, **(scopes or {})},
             now=now,
         )
         alerts.apply(cursor, changed, now=now)
+    for channel, count in dropped.items():
+        log.warning("%s is not in fleet.yaml any more: %d notices that waited for it are dropped", channel, count)
     return changed
+
+
+def _ours(looked: Set[Identity], *, judged: Iterable[Identity], gone: Mapping[Identity, str]) -> set[Identity]:
+    """What only this fleet looks at, with those of its VMs that are gone.
+
+    When VMs are judged in the catalog that are not here, another fleet shares it: a repository may be its as well.
+    """
+    hosts = {key for kind, key in looked if kind is SubjectKind.HOST}
+    shared = any(vm not in looked and vm not in gone for vm in judged)
+    only_here = {name for name in looked if name[0] is SubjectKind.VM or not shared}
+    return only_here | {vm for vm, host in gone.items() if host in hosts}
 
 
 def deliver(database: Database, *, channel: Channel, send: Send, now: datetime) -> Delivered:
