@@ -9,7 +9,8 @@
   they say is true no more. Its result counts the VMs and says the worst.
 * **deliver** tells each channel of `fleet.yaml` what it was not told yet, in one message. What a channel refuses is
   tried again after the next look.
-* **emit** hands the fleet's numbers to Airflow's metrics.
+* **emit** measures once an hour how full the repositories are, for the looks that come, and hands the fleet's numbers
+  to Airflow's metrics.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def nas_sla_watch() -> None:
 
     @task
     def emit() -> None:
-        """The fleet's numbers, for Airflow's metrics."""
+        """How full the repositories are, once an hour; the fleet's numbers, for Airflow's metrics."""
         from nasbackup.airflow import alert_tasks
 
+        alert_tasks.measure_repositories()
         alert_tasks.emit()
 
     looked = look()

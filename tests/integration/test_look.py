@@ -17,10 +17,13 @@ from nasbackup.fleet import Fleet, load
 from nasbackup.hypervisor import connect
 from nasbackup.hypervisor.inventory import seen_vms
 from nasbackup.model import Host, Repository, RepositoryType, SeenVm, VmState
-from nasbackup.retention.capacity import Sample
+from nasbackup.nas import repository as nas_repository
+from nasbackup.retention.capacity import Sample, Thresholds
 from nasbackup.sla.findings import Kind, Severity
 from nasbackup.sla.verdict import Status
-from nasbackup.steps.look import Look, look
+from nasbackup.steps.look import Look, in_short, look
+from nasbackup.steps.measure import measure_hourly
+from nasbackup.steps.ticket import Store
 
 from lab import vm as lab
 
@@ -75,6 +78,7 @@ def backed_up(
     kind = "FULL" if parent is None else "INCREMENTAL"
     with database.transaction() as cursor:
         vms.register_if_unknown(cursor, uuid=vm.uuid, name=vm.name, host=vm.host)
+        cursor.execute("UPDATE vm SET first_seen_at = least(first_seen_at, %s) WHERE uuid = %s", (NOW, vm.uuid))
         cursor.execute(
             """
             INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_position,
@@ -329,6 +333,52 @@ def test_a_vm_is_where_it_runs(catalog: Database, fleet: Fleet) -> None:
     assert statuses(catalog) == {"i-2-1-VM": "ok"}
 
 
+def test_a_definition_that_nobody_has_seen_for_a_week_gives_way(catalog: Database, fleet: Fleet) -> None:
+    """Its host went from fleet.yaml: what another defines, although stopped, is the VM, and is judged."""
+    there = seen("i-2-1-VM", host="kvm_gone")
+    here = replace(there, host="kvm_one", state=VmState.STOPPED)
+    look(catalog, fleet=fleet, seen={"kvm_gone": [there]}, now=NOW)
+    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + timedelta(days=6))
+    assert statuses(catalog) == {}
+    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + timedelta(days=8))
+    assert statuses(catalog) == {"i-2-1-VM": "critical"}
+
+
+def test_a_host_that_went_from_fleet_yaml_is_found_while_nobody_looks_at_its_vms(
+    catalog: Database, fleet: Fleet
+) -> None:
+    one, two = seen("i-2-1-VM", host="kvm_gone"), seen("i-2-2-VM", host="kvm_gone")
+    with_it = replace(fleet, zones=tuple(replace(zone, hosts=(*zone.hosts, "kvm_gone")) for zone in fleet.zones))
+    look(catalog, fleet=with_it, seen={"kvm_gone": [one, two]}, now=NOW)
+    assert kinds(look(catalog, fleet=fleet, seen={}, now=NOW + timedelta(minutes=55))) == {}, "an hour's patience"
+    found = look(catalog, fleet=fleet, seen={}, now=NOW + 2 * HOUR)
+    assert kinds(found) == {"kvm_gone": {Kind.HOST_DROPPED}}
+    assert found.subjects == set(), "whether it answers is not known: its other alerts stay"
+    assert "VMs were last seen on it (their number: 2), 2 hours ago" in found.findings[0].text
+    silent = look(catalog, fleet=with_it, seen={"kvm_gone": "it does not answer."}, now=NOW + 3 * HOUR)
+    assert kinds(silent)["kvm_gone"] == {Kind.HOST_SILENT}
+    assert kinds(look(catalog, fleet=fleet, seen={}, now=NOW + 3 * HOUR)) == {}, "another fleet looks at them"
+    look(catalog, fleet=fleet, seen={"kvm_one": [replace(one, host="kvm_one")]}, now=NOW + 5 * HOUR)
+    (left,) = look(catalog, fleet=fleet, seen={}, now=NOW + 5 * HOUR).findings
+    assert (left.kind, "(their number: 1)" in left.text) == (Kind.HOST_DROPPED, True), "one has moved"
+    assert kinds(look(catalog, fleet=fleet, seen={}, now=NOW + timedelta(days=8))) == {
+        "i-2-1-VM": {Kind.NEVER_BACKED_UP}
+    }
+
+
+def test_a_backup_from_the_future_is_not_the_newest_for_ever(catalog: Database, fleet: Fleet) -> None:
+    """A worker's clock was ten years ahead: the backup is found to be of no known age, until the next one."""
+    vm = seen("i-2-1-VM", metadata={TIER: "gold"})
+    now = {"kvm_one": [vm]}
+    backed_up(catalog, vm, at=NOW + timedelta(days=3652), verified=None)
+    found = look(catalog, fleet=fleet, seen=now, now=NOW)
+    assert kinds(found) == {vm.name: {Kind.STALE, Kind.NOT_VERIFIED}}
+    assert statuses(catalog) == {vm.name: "critical"}
+    backed_up(catalog, vm, at=NOW - HOUR)
+    assert kinds(look(catalog, fleet=fleet, seen=now, now=NOW)) == {}
+    assert kinds(look(catalog, fleet=fleet, seen=now, now=NOW + 2 * HOUR)) == {vm.name: {Kind.STALE}}
+
+
 def test_a_renamed_vm_keeps_its_history(catalog: Database, fleet: Fleet) -> None:
     vm = seen("i-2-1-VM")
     backed_up(catalog, vm, at=NOW - 27 * HOUR)
@@ -375,6 +425,92 @@ def test_a_repository_that_fills_up_is_found(catalog: Database, fleet: Fleet) ->
     (finding,) = look(catalog, fleet=fleet, seen={}, now=NOW).findings
     assert finding.kind is Kind.REPOSITORY_FILLING
     assert finding.text == "Repository nas_one is filling up: 81 % is used (warn_percent: 80)."
+
+
+def test_how_full_a_repository_was_long_ago_is_not_how_full_it_is(catalog: Database, fleet: Fleet) -> None:
+    with catalog.transaction() as cursor:
+        capacity.add_sample(cursor, repository="nas_one", sample=Sample(measured_at=NOW, total=100, free=19, backups=1))
+    found = look(catalog, fleet=fleet, seen={}, now=NOW + 25 * HOUR)
+    assert kinds(found) == {"nas_one": {Kind.REPOSITORY_FILLING}}
+    found = look(catalog, fleet=fleet, seen={}, now=NOW + 60 * 24 * HOUR)
+    assert kinds(found) == {"nas_one": {Kind.REPOSITORY_FILLING, Kind.REPOSITORY_SILENT}}, (
+        "the one does not end the other"
+    )
+    assert found.findings[1].text == (
+        "How full repository nas_one is, nobody knows: it was last measured on 2026-11-25 12:00 UTC."
+    )
+
+
+def test_repositories_are_measured_once_an_hour(catalog: Database, fleet: Fleet, tmp_path: Path) -> None:
+    """By whichever fleet's watch comes first. One that cannot be measured is found with the reason, but not at once."""
+    place = Repository(name="nas_two", type=RepositoryType.LOCAL, path=str(tmp_path / "nas"))
+    Path(place.path).mkdir()
+    with catalog.transaction() as cursor:
+        repositories.register(cursor, repository=place, uuid=nas_repository.register(place))
+    stores = {
+        "nas_two": lambda: Store(database=catalog, repository=place),
+        "unknown": lambda: Store(database=catalog, repository=replace(place, name="unknown")),
+    }
+
+    def measured(now: datetime) -> tuple[list[str], list[datetime], set[Kind]]:
+        asked = measure_hourly(catalog, stores=stores, now=now)
+        with catalog.transaction() as cursor:
+            samples = capacity.samples(cursor, repository="nas_two")
+        assert all(0 < sample.free <= sample.total for sample in samples)
+        zone = replace(fleet.zones[0], repositories=("nas_two",))
+        roomy = replace(fleet, zones=(zone,), capacity=Thresholds(warn_percent=101, warn_days=0))
+        return (
+            asked,
+            [sample.measured_at for sample in samples],
+            kinds(look(catalog, fleet=roomy, seen={}, now=now)).get("nas_two", set()),
+        )
+
+    def an_hour_later() -> None:
+        rows(catalog, "UPDATE repository SET measure_asked_at = measure_asked_at - interval '1 hour' RETURNING 1")
+
+    assert measured(NOW) == (["nas_two"], [NOW], set())
+    assert measured(NOW + HOUR) == ([], [NOW], set()), "the database's clock counts, whatever that of a worker says"
+    an_hour_later()
+    (tmp_path / "nas").rename(tmp_path / "away")
+    assert measured(NOW + HOUR) == (["nas_two"], [NOW], set()), "it may be back soon"
+    found = measured(NOW + 4 * HOUR)
+    assert found == ([], [NOW], {Kind.REPOSITORY_SILENT})
+    with catalog.transaction() as cursor:
+        assert str(tmp_path / "nas") in str(capacity.failure(cursor, repository="nas_two"))
+    (tmp_path / "away").rename(tmp_path / "nas")
+    an_hour_later()
+    assert measured(NOW + 5 * HOUR) == (["nas_two"], [NOW, NOW + 5 * HOUR], set())
+    rows(catalog, "UPDATE repository SET measure_asked_at = now() + interval '10 years' RETURNING 1")
+    assert measured(NOW + 6 * HOUR)[0] == ["nas_two"], "a clock was wrong"
+
+
+def test_measurements_of_each_hour_become_one_a_day(catalog: Database) -> None:
+    def note(at: datetime) -> list[datetime]:
+        with catalog.transaction() as cursor:
+            sample = Sample(measured_at=at, total=100, free=50, backups=1)
+            capacity.add_sample(cursor, repository="nas_one", sample=sample)
+            return [found.measured_at for found in capacity.samples(cursor, repository="nas_one")]
+
+    today = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
+    old, recent = ([today - timedelta(days=ago) + hour * HOUR for hour in range(5)] for ago in (40, 20))
+    for at in [*old, *recent]:
+        kept = note(at)
+    assert kept == [*old, *recent]
+    wrong = today + timedelta(days=3652)
+    assert note(wrong) == [old[0], *recent, wrong], "a clock that is wrong takes no history away"
+    assert note(today - timedelta(days=3652))[1:] == [old[0], *recent], "nor does one that is late"
+    note(wrong)
+    assert note(today) == [old[0], *recent, today], "with the next measurement goes what such clocks have dated"
+
+
+def test_a_storm_of_findings_is_a_few_lines_of_a_log(catalog: Database, fleet: Fleet) -> None:
+    strangers = [seen("other", uuid=str(uuid4())) for _ in range(50)]
+    stale = seen("i-2-1-VM")
+    backed_up(catalog, stale, at=NOW - 40 * HOUR)
+    lines = list(in_short(look(catalog, fleet=fleet, seen={"kvm_one": [*strangers, stale]}, now=NOW).findings))
+    assert lines[0].startswith("critical, stale: The newest restorable backup of i-2-1-VM is ")
+    assert [line.startswith("warning, unprotected: No policy") for line in lines[1:-1]] == [True] * 10
+    assert lines[-1] == "unprotected: 40 more of 50; `nasbackup alerts` lists what is open"
 
 
 def test_retention_sees_title_and_metadata_too(catalog: Database, fleet: Fleet) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, measures, notify
+from nasbackup.catalog import Database
 from nasbackup.errors import UnknownChannel
 from nasbackup.sla.channels import Channel
 from nasbackup.steps import alerts
+from nasbackup.steps.measure import measure_hourly
 from nasbackup.steps.metrics import measure
+from nasbackup.steps.ticket import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,21 @@ def deliver(*, channel: str) -> dict[str, Any]:
 def emit() -> None:
     """The fleet's numbers through Airflow's metrics: the last step of a look."""
     measures.emit(measure(hooks.catalog(), now=datetime.now(UTC)))
+
+
+def measure_repositories() -> None:
+    """How full they are, once an hour. Raises FleetInvalid, CatalogUnreachable.
+
+    After the look, so that a NAS that does not answer holds up no verdict: what is found of it is the next look's.
+    """
+    database = hooks.catalog()
+    stores = {name: partial(_store, database, name=name) for name in fleet.load().repositories}
+    measure_hourly(database, stores=stores, now=datetime.now(UTC))
+
+
+def _store(database: Database, *, name: str) -> Store:
+    """Raises UnknownRepository, ConnectionInvalid."""
+    return Store(database=database, repository=hooks.NasHook(nas_conn_id=name).get_conn())
 
 
 def _channel(name: str) -> Channel:

@@ -16,12 +16,12 @@ from nasbackup.hypervisor.inventory import seen_vms
 from nasbackup.sla.alerts import Scope, identity
 from nasbackup.sla.findings import Severity, Subject, SubjectKind
 from nasbackup.steps import alerts
-from nasbackup.steps.look import Seen, look
+from nasbackup.steps.look import Seen, in_short, look
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 100
-"""Findings in the result that people read; the log has all."""
+"""Findings in the result that people read; `nasbackup alerts` and the page have all."""
 
 
 def look_at_fleet() -> dict[str, Any]:
@@ -43,8 +43,8 @@ def look_at_fleet() -> dict[str, Any]:
             if subject.kind is not SubjectKind.VM
         },
     )
-    for finding in found.findings:
-        log.warning("%s, %s: %s %s", finding.severity, finding.kind, finding.text, finding.hint)
+    for line in in_short(found.findings):
+        log.warning("%s", line)
     worst_first = sorted(found.findings, key=lambda finding: finding.severity is not Severity.CRITICAL)
     return {
         "vms": {status.value: count for status, count in found.statuses.items()},

@@ -21,7 +21,9 @@ class Kind(StrEnum):
     NO_CHANGE = "no_change"  # nothing changed where something always did: the guest no longer writes
     VOLUMES_CHANGED = "volumes_changed"  # came, went, grew
     HOST_SILENT = "host_silent"  # could not be asked
+    HOST_DROPPED = "host_dropped"  # it went from fleet.yaml, and nobody looks at its VMs
     REPOSITORY_FILLING = "repository_filling"
+    REPOSITORY_SILENT = "repository_silent"  # nobody knows how full it is by now
 
 
 class Severity(StrEnum):

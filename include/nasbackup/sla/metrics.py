@@ -108,7 +108,7 @@ REPOSITORIES: Gauges[Forecast] = (
     ),
     (
         "repository_measured_timestamp_seconds",
-        "When nas_retention measured it.",
+        "When it was measured.",
         lambda found: _epoch(found.now.measured_at),
     ),
 )

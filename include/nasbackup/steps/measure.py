@@ -1,14 +1,44 @@
-"""How full a repository is now."""
+"""How full repositories are."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from nasbackup.catalog import capacity
+from nasbackup.catalog import Database, capacity
+from nasbackup.errors import CatalogError, NasBackupError
 from nasbackup.nas.capacity import measure as measure_file_system
 from nasbackup.nas.watchdog import watched
 from nasbackup.retention.capacity import Sample
 from nasbackup.steps.ticket import Store
+
+log = logging.getLogger(__name__)
+
+
+def measure_hourly(database: Database, *, stores: Mapping[str, Callable[[], Store]], now: datetime) -> list[str]:
+    """Note how full each repository is, by name, that nobody has asked for an hour; returns the names of those.
+
+    One that cannot be measured is noted too, with the reason: the next look finds it. Raises CatalogUnreachable.
+    """
+    asked = []
+    for name, store in stores.items():
+        with database.autocommit() as cursor:
+            if not capacity.ask_again(cursor, repository=name):
+                continue
+        asked.append(name)
+        try:
+            sample = measure(store(), now=now)
+        except CatalogError:
+            raise
+        except NasBackupError as error:
+            log.warning("%s could not be measured: %s", name, error)
+            with database.autocommit() as cursor:
+                capacity.note_failure(cursor, repository=name, why=str(error))
+        else:
+            with database.transaction() as cursor:
+                capacity.add_sample(cursor, repository=name, sample=sample)
+    return asked
 
 
 def measure(store: Store, *, now: datetime) -> Sample:
