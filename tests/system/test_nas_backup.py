@@ -61,6 +61,9 @@ def test_two_vms_with_one_and_two_volumes_at_once(plant: Plant, make_vm: MakeVm,
     assert {event["name"] for event in events} == {"nas_backup", f"nas_backup/{two.uuid}"}
     latest = plant.backups_of(two.name)[-1]
     assert [event["extra"]["external_id"] for event in events] == [latest.external_id] * 2
+    full, facts = plant.backups_of(two.name)[0], events[0]["extra"]
+    assert (facts["vm"], facts["vm_uuid"], facts["host"]) == (two.name, two.uuid, "kvm_test")
+    assert (facts["repository"], facts["chain_id"], facts["parent"]) == ("nas_test", full.chain_id, full.external_id)
     assert events[0]["extra"]["bytes_read"] == sum(volume.bytes_read or 0 for volume in latest.volumes)
 
     copied = plant.airflow.result("nas_backup", runs[1], "copy", map_index=1)["result"]

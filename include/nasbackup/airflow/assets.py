@@ -1,7 +1,8 @@
 """A recorded backup as an event of an asset: other DAGs can be scheduled by it.
 
 ``nas_backup`` has an event for every backup of every VM; ``nas_backup/<uuid>`` for those of one VM, added through the
-alias ``nas_backup_of_vm``, since which VMs there are is not known to the DAG file. Each event carries the facts.
+alias ``nas_backup_of_vm``, since which VMs there are is not known to the DAG file. Each event carries the facts,
+with which the backup is found on the NAS without the catalog (docs/fleet.md).
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ def vm_asset(vm_uuid: str) -> Asset:
 def emit(outlet_events: Any, *, recorded: Mapping[str, Any], vm_uuid: str) -> None:
     """``outlet_events`` of the context of a task whose outlets are BACKUPS and OF_VM."""
     facts = {
+        "vm": recorded["vm"],
         "vm_uuid": vm_uuid,
+        "host": recorded["host"],
+        "repository": recorded["repository"],
         "external_id": recorded["external_id"],
         "type": recorded["type"],
         "reason": recorded["reason"],
         "size": recorded["size"],
         "consistency": recorded["consistency"],
+        "chain_id": recorded["chain_id"],
         "chain_position": recorded["chain_position"],
+        "parent": recorded["parent"],
         "bytes_read": sum(volume["bytes_read"] or 0 for volume in recorded["volumes"]),
         "volumes": len(recorded["volumes"]),
     }

@@ -79,6 +79,10 @@ def record(*, decided: Payload) -> Payload:
     measures.recorded(backup)
     return {
         **decision(backup),
+        "vm": backup.vm,
+        "host": backup.host,
+        "repository": backup.repository,
+        "chain_id": backup.chain_id,
         "status": backup.status.value,
         "size": backup.size,
         "volumes": [result(volume) for volume in backup.volumes],
