@@ -119,6 +119,8 @@ SELECT vm_id, policy, 'default',
           FROM generated CROSS JOIN LATERAL (SELECT CASE WHEN n %% 23 = 0 THEN NULL WHEN n %% 4 = 0 THEN 'gold'
                                                          ELSE 'standard' END AS policy) p
          WHERE number = %(each)s - 1) f USING (vm_id);
+INSERT INTO sla_look (host, looked_at) VALUES (%(host)s, %(now)s)
+    ON CONFLICT (host) DO UPDATE SET looked_at = greatest(sla_look.looked_at, EXCLUDED.looked_at);
 INSERT INTO sla_day (day, vm_id, policy, looks, compliant)
 SELECT (%(now)s::timestamptz AT TIME ZONE 'UTC')::date - back, vm_id, policy, 288,
        288 - CASE WHEN (n + back * 3) %% 97 = 0 THEN 40 + n %% 90 WHEN status = 'critical' AND back < 2 THEN 280

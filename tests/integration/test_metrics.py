@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from nasbackup.airflow import alert_tasks, measures
-from nasbackup.catalog import Database
+from nasbackup.catalog import Database, looks
 from nasbackup.catalog.database import Cursor
 from nasbackup.catalog.measurements import measure
 from nasbackup.model import BackupType, BackupVolume, VolumeReason
@@ -69,6 +69,8 @@ def fleet_of_three(database: Database) -> Database:
                     2300),
                    (2, 'gold', 'east', 'critical', %(now)s, NULL, NULL, NULL, 3600, 7200, 0, 0),
                    (3, NULL, 'east', 'unprotected', %(now)s, NULL, NULL, NULL, NULL, NULL, 0, 0);
+            INSERT INTO sla_look (host, looked_at) VALUES ('kvm_one', %(now)s),
+                   ('kvm_gone', %(now)s - interval '25 hours');
             INSERT INTO sla_policy_day (day, policy, looks, compliant) VALUES ('2026-01-31', 'gold', 10, 5),
                    ('2026-01-30', 'gold', 10, 10), ('2026-01-20', 'gold', 20, 20), ('2025-12-01', 'gold', 99, 0);
             INSERT INTO drill (vm_id, external_id, started_at, finished_at, result, rto_seconds, how) VALUES
@@ -156,6 +158,20 @@ def test_every_number_is_the_catalogs(fleet_of_three: Database) -> None:
     assert set(expected) - fewer == {name for name in expected if name.startswith("volume_")}
 
 
+def test_a_look_is_one_at_every_host_of_the_fleet(fleet_of_three: Database) -> None:
+    """Without fleet.yaml: at every host that somebody looks at. (kvm_gone is in nobody's fleet any more.)"""
+
+    def looked(hosts: list[str] | None) -> dict[str, float]:
+        return of(series(render(fleet_of_three, now=NOW, hosts=hosts)), "last_look_timestamp_seconds")
+
+    with fleet_of_three.transaction() as cursor:
+        looks.note(cursor, hosts=["kvm_two"], now=NOW - timedelta(hours=1))
+    assert looked(None) == {"": (NOW - timedelta(hours=1)).timestamp()}
+    assert looked(["kvm_one"]) == {"": NOW.timestamp()}
+    assert looked(["kvm_one", "kvm_two"]) == {"": (NOW - timedelta(hours=1)).timestamp()}
+    assert looked(["kvm_one", "kvm_new"]) == {}, "absent() tells of it"
+
+
 class Counting(Cursor):
     statements = 0
 
@@ -240,7 +256,10 @@ def test_the_examples_and_the_documentation_name_what_there_is(fleet_of_three: D
     assert sources == {"${datasource}"}
 
 
-def test_the_command_prints_them_or_writes_them_in_one_piece(fleet_of_three: Database, tmp_path: Path) -> None:
+def test_the_command_prints_them_or_writes_them_in_one_piece(
+    fleet_of_three: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASBACKUP_FLEET", str(tmp_path / "no fleet.yaml"))
     with fleet_of_three.transaction() as cursor:
         cursor.execute("TRUNCATE sla_policy_day")  # what it says depends on the day
     assert nasbackup(fleet_of_three, "metrics").stdout.encode() == render(fleet_of_three, now=NOW)
@@ -251,6 +270,12 @@ def test_the_command_prints_them_or_writes_them_in_one_piece(fleet_of_three: Dat
     assert file.read_bytes() == render(fleet_of_three, now=NOW, volumes=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["nasbackup.prom"]
     assert "could not be written" in refused(fleet_of_three, "metrics", "--output", str(tmp_path / "no" / "x.prom"))
+
+    (tmp_path / "fleet.yaml").write_text("zones: {default: {hosts: [kvm_new], repositories: [nas_one]}}")
+    monkeypatch.setenv("NASBACKUP_FLEET", str(tmp_path / "fleet.yaml"))
+    printed = nasbackup(fleet_of_three, "metrics").stdout.encode()
+    assert printed == render(fleet_of_three, now=NOW, hosts=["kvm_new"])
+    assert "last_look_timestamp_seconds" not in {name for name, _ in series(printed)}
 
 
 def test_alerts_as_people_and_programs_see_them(fleet_of_three: Database) -> None:

@@ -13,7 +13,7 @@ import psycopg2.errors
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from nasbackup.catalog import Database, repositories
+from nasbackup.catalog import Database, looks, repositories
 from nasbackup.catalog.pages import alerts, fleet, history, reading, running, stock
 from nasbackup.catalog.pages.fleet import Sort, VmStatus, Wanted
 from nasbackup.errors import CatalogUnreachable
@@ -301,7 +301,7 @@ def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
 ) -> None:
     assert "has not looked since" not in client.get("/nasbackup/").text
     with catalog.transaction() as cursor:
-        cursor.execute("UPDATE sla_status SET checked_at = %s", (NOW - timedelta(hours=1),))
+        looks.note(cursor, hosts=["kvm_one"], now=NOW - timedelta(hours=1))
     assert "nas_sla_watch has not looked since" in client.get("/nasbackup/running").text
     (tmp_path / "fleet.yaml").write_text("zones: [")
     page = client.get("/nasbackup/").text

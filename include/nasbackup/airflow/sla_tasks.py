@@ -16,7 +16,7 @@ from nasbackup.hypervisor.inventory import seen_vms
 from nasbackup.sla.alerts import Scope, identity
 from nasbackup.sla.findings import Severity, Subject, SubjectKind
 from nasbackup.steps import alerts
-from nasbackup.steps.look import Seen, in_short, look
+from nasbackup.steps.look import Seen, ended, in_short, look
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def look_at_fleet() -> dict[str, Any]:
             if subject.kind is not SubjectKind.VM
         },
     )
+    ended(database, fleet=known, now=now)
     for line in in_short(found.findings):
         log.warning("%s", line)
     worst_first = sorted(found.findings, key=lambda finding: finding.severity is not Severity.CRITICAL)

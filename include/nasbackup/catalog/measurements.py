@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from nasbackup.catalog import capacity, repositories
+from nasbackup.catalog import capacity, looks, repositories
 from nasbackup.catalog.database import Cursor
 from nasbackup.retention.capacity import Forecast, forecast
 from nasbackup.sla.measured import JudgedVm, LastBackup, LastDrill, LastVolume, Measurements, Name
@@ -20,7 +20,7 @@ _PATIENCE = "30s"
 
 _VMS = """
     SELECT vm.name AS vm, vm.uuid::text AS uuid, coalesce(s.policy, '') AS policy, coalesce(s.zone, '') AS zone,
-           s.status, s.checked_at, s.newest_at, s.verified_at, s.drilled_at, s.warn_seconds, s.error_seconds,
+           s.status, s.newest_at, s.verified_at, s.drilled_at, s.warn_seconds, s.error_seconds,
            s.backups, s.size
       FROM sla_status s JOIN vm USING (vm_id)
      ORDER BY vm_id
@@ -61,14 +61,16 @@ _DRILLS = """
 """
 
 
-def measure(cursor: Cursor, *, now: datetime) -> Measurements:
-    """All of one moment: the transaction, which has to begin here, sees nothing of what is written meanwhile."""
+def measure(cursor: Cursor, *, now: datetime, hosts: Sequence[str] | None = None) -> Measurements:
+    """All of one moment: the transaction, which has to begin here, sees nothing of what is written meanwhile.
+
+    ``hosts``: those of fleet.yaml, which have to be looked at; None: all that the catalog knows.
+    """
     cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     cursor.execute("SELECT set_config('statement_timeout', %s, true)", (_PATIENCE,))
-    looked_at, vms = _judged(cursor)
     return Measurements(
-        looked_at=looked_at,
-        vms=vms,
+        looked_at=looks.last(cursor, hosts=hosts).at,
+        vms=_judged(cursor),
         last=_last(cursor),
         drills=_drills(cursor),
         repositories=_forecasts(cursor, now=now),
@@ -83,11 +85,10 @@ def _name(row: Mapping[str, Any]) -> Name:
     return Name(vm=row["vm"], uuid=row["uuid"], policy=row["policy"], zone=row["zone"])
 
 
-def _judged(cursor: Cursor) -> tuple[datetime | None, list[JudgedVm]]:
-    """When the last look was, and its verdicts."""
+def _judged(cursor: Cursor) -> list[JudgedVm]:
+    """The verdicts of the last look."""
     cursor.execute(_VMS)
-    rows = cursor.fetchall()
-    judged = [
+    return [
         JudgedVm(
             name=_name(row),
             status=row["status"],
@@ -99,9 +100,8 @@ def _judged(cursor: Cursor) -> tuple[datetime | None, list[JudgedVm]]:
             backups=row["backups"],
             size=row["size"],
         )
-        for row in rows
+        for row in cursor.fetchall()
     ]
-    return max((row["checked_at"] for row in rows), default=None), judged
 
 
 def _last(cursor: Cursor) -> list[LastBackup]:

@@ -10,9 +10,11 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nasbackup import fleet
 from nasbackup.catalog import Database, alerts
 from nasbackup.cli import output
 from nasbackup.cli.options import json_option, with_database
+from nasbackup.errors import FleetInvalid
 from nasbackup.nas.durable import write_durably
 from nasbackup.sla.messages import one_line
 from nasbackup.steps.metrics import render
@@ -97,7 +99,7 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any]:
 @with_database
 def metrics(*, database: Database, file: Path | None, volumes: bool) -> None:
     """The fleet's numbers in Prometheus' text format."""
-    text = render(database, now=datetime.now(UTC), volumes=volumes)
+    text = render(database, now=datetime.now(UTC), hosts=_hosts(), volumes=volumes)
     if file is None:
         click.echo(text, nl=False)
         return
@@ -105,6 +107,14 @@ def metrics(*, database: Database, file: Path | None, volumes: bool) -> None:
         write_durably(file, text)
     except OSError as error:
         raise click.ClickException(f"{file} could not be written: {error.strerror}.") from error
+
+
+def _hosts() -> list[str] | None:
+    """Those of fleet.yaml, whose looks count; None where there is none to be read."""
+    try:
+        return fleet.load().hosts
+    except FleetInvalid:
+        return None
 
 
 COMMANDS: list[click.Command] = [alerts_command, metrics]

@@ -137,7 +137,7 @@ def families(found: Measurements, *, volumes: bool = True) -> Iterator[Metric]:
 
 def _fleet(found: Measurements) -> Iterator[Metric]:
     looked_at = _epoch(found.looked_at)
-    yield _gauge("last_look_timestamp_seconds", "When nas_sla_watch last looked.", (), [((), looked_at)])
+    yield _gauge("last_look_timestamp_seconds", "When nas_sla_watch last looked at every host.", (), [((), looked_at)])
     counts = Counter((vm.status, vm.name.policy, vm.name.zone) for vm in found.vms)
     yield _gauge("vms", "VMs by what the last look found.", ("status", "policy", "zone"), sorted(counts.items()))
     yield _gauge(

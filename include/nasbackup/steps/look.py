@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from nasbackup.catalog import Database, capacity, inventory, sla
+from nasbackup.catalog import Database, capacity, inventory, looks, sla
 from nasbackup.fleet import Fleet
 from nasbackup.model import SeenVm
 from nasbackup.retention.capacity import Sample, forecast
@@ -85,6 +85,12 @@ def in_short(findings: Sequence[Finding]) -> Iterator[str]:
             yield f"{finding.severity}, {kind}: {finding.text} {finding.hint}"
         if len(same) > LOGGED:
             yield f"{kind}: {len(same) - LOGGED} more of {len(same)}; `nasbackup alerts` lists what is open"
+
+
+def ended(database: Database, *, fleet: Fleet, now: datetime) -> None:
+    """All hosts were looked at, and what was found is settled: only now does the look count as one."""
+    with database.transaction() as cursor:
+        looks.note(cursor, hosts=fleet.hosts, now=now)
 
 
 def _count(found: Look, verdict: Verdict) -> None:

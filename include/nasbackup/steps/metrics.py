@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
@@ -16,16 +16,16 @@ from nasbackup.sla.metrics import families
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
-def measure(database: Database, *, now: datetime) -> Measurements:
-    """The fleet's numbers at one moment. Raises CatalogUnreachable."""
+def measure(database: Database, *, now: datetime, hosts: Sequence[str] | None = None) -> Measurements:
+    """The fleet's numbers at one moment. ``hosts``: those of fleet.yaml, or None. Raises CatalogUnreachable."""
     with database.transaction() as cursor:
-        return measurements.measure(cursor, now=now)
+        return measurements.measure(cursor, now=now, hosts=hosts)
 
 
-def render(database: Database, *, now: datetime, volumes: bool = True) -> bytes:
+def render(database: Database, *, now: datetime, hosts: Sequence[str] | None = None, volumes: bool = True) -> bytes:
     """The text exposition, of ``CONTENT_TYPE``. ``volumes``: also the series per volume."""
     registry = CollectorRegistry()
-    registry.register(_Once(families(measure(database, now=now), volumes=volumes)))
+    registry.register(_Once(families(measure(database, now=now, hosts=hosts), volumes=volumes)))
     return generate_latest(registry)
 
 

@@ -15,4 +15,5 @@ router = APIRouter()
 @router.get("/metrics")
 def metrics(page: Here, volumes: bool = True) -> Response:
     """Prometheus' text format. ``volumes=false`` leaves out what there is per volume."""
-    return Response(render(page.site.database(), now=datetime.now(UTC), volumes=volumes), media_type=CONTENT_TYPE)
+    text = render(page.site.database(), now=datetime.now(UTC), hosts=page.hosts(), volumes=volumes)
+    return Response(text, media_type=CONTENT_TYPE)

@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from nasbackup import fleet as fleet_file
-from nasbackup.catalog import Cursor, Database
-from nasbackup.catalog.pages import alerts, fleet, reading
+from nasbackup.catalog import Cursor, Database, looks
+from nasbackup.catalog.pages import alerts, reading
 from nasbackup.catalog.pages import now as catalog_now
 from nasbackup.errors import FleetInvalid
 from nasbackup.fleet import Fleet
@@ -114,6 +114,11 @@ class Page:
         except FleetInvalid as error:
             return None, str(error)
 
+    def hosts(self) -> list[str] | None:
+        """Those of fleet.yaml: each has to be looked at."""
+        known, _ = self.fleet()
+        return known.hosts if known else None
+
     def here(self, **changes: Any) -> str:
         """The address of this view with other parameters; what is empty is left out."""
         values = {key: self.request.query_params.getlist(key) for key in self.request.query_params}
@@ -125,14 +130,14 @@ class Page:
 
     def show(self, template: str, *, cursor: Cursor, view: str, **values: Any) -> HTMLResponse:
         """The view as HTML, with what all of them have: alerts that are open, and how old the last look is."""
-        at, last_look = catalog_now(cursor), fleet.last_look(cursor)
+        at, last = catalog_now(cursor), looks.last(cursor, hosts=self.hosts())
         _, problem = self.fleet()
         return self.render(
             template,
             view=view,
             now=at,
-            last_look=last_look,
-            look_stale=is_stale(last_look, now=at),
+            looks=last,
+            look_stale=is_stale(last.at, now=at),
             open_alerts=alerts.open_count(cursor),
             fleet_problem=problem,
             ago=lambda moment: words.age(moment, now=at),

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from nasbackup.catalog import looks
 from playwright.sync_api import expect
 
 from lab import browser as lab_browser
@@ -167,15 +168,13 @@ def test_the_keyboard_alone_leads_everywhere(stage: Stage) -> None:
 
 def test_a_page_whose_watch_has_stopped_says_so(stage: Stage) -> None:
     with stage.plant.database.transaction() as cursor:
-        cursor.execute("SELECT max(checked_at) AS at FROM sla_status")
-        at = cursor.fetchall()[0]["at"]
-        cursor.execute("UPDATE sla_status SET checked_at = %s", (datetime.now(UTC) - timedelta(hours=3),))
+        looks.note(cursor, hosts=["kvm_test"], now=datetime.now(UTC) - timedelta(hours=3))
     visit = stage.visit()
     page = visit.go("/nasbackup/")
     expect(page.get_by_role("alert")).to_contain_text("nas_sla_watch has not looked since")
     visit.shoot(SHOTS / "watch-stopped.png")
     with stage.plant.database.transaction() as cursor:
-        cursor.execute("UPDATE sla_status SET checked_at = %s", (max(at, datetime.now(UTC)),))
+        looks.note(cursor, hosts=["kvm_test"], now=datetime.now(UTC))
     page.reload()
     expect(page.get_by_role("alert")).to_have_count(0)
 

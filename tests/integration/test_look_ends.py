@@ -1,0 +1,51 @@
+"""The end of a look, as the task of nas_sla_watch comes to it: real libvirt, a real catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nasbackup.airflow import sla_tasks
+from nasbackup.catalog import Database, looks
+from nasbackup.errors import CatalogOutdated
+
+FLEET = "zones: {default: {hosts: [kvm_test, kvm_unknown], repositories: [nas_one]}}"
+
+
+@pytest.fixture
+def looked(database: Database) -> Callable[[], looks.Looks]:
+    def ask() -> looks.Looks:
+        with database.reading() as cursor:
+            return looks.last(cursor, hosts=["kvm_test", "kvm_unknown"])
+
+    return ask
+
+
+def test_a_look_counts_when_what_it_found_is_settled_and_without_any_vm(
+    database: Database, looked: Callable[[], looks.Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that does not answer was looked at as well: that it is silent is what was found."""
+    file = tmp_path / "fleet.yaml"
+    file.write_text(FLEET)
+    monkeypatch.setenv("NASBACKUP_FLEET", str(file))
+    monkeypatch.setenv("AIRFLOW_CONN_NAS_BACKUP_CATALOG", str(database.parameters["dsn"]))
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_TEST", '{"conn_type": "libvirt", "extra": {"uri": "test:///default"}}')
+    monkeypatch.setenv("AIRFLOW_VAR_NAS.BACKUP.DEADLINE.SECONDS", "3600")
+    with database.transaction() as cursor:
+        cursor.execute("ALTER TABLE alert RENAME TO alert_that_is_away")
+    with pytest.raises(CatalogOutdated):
+        sla_tasks.look_at_fleet()
+    assert (looked().oldest, looked().never) == (None, ("kvm_test", "kvm_unknown"))
+
+    with database.transaction() as cursor:
+        cursor.execute("ALTER TABLE alert_that_is_away RENAME TO alert")
+    assert sla_tasks.look_at_fleet()["findings"]["host_silent"] == 1
+    first = looked().at
+    assert first is not None
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM vm")
+    sla_tasks.look_at_fleet()
+    again = looked().at
+    assert again is not None
+    assert again > first
