@@ -124,5 +124,5 @@ def _vm(page: Here, uuid: UUID) -> fleet.Row:
 
 
 def _public(row: fleet.Row) -> dict[str, Any]:
-    """Without the catalog's own number."""
-    return {key: value for key, value in asdict(row).items() if key != "vm_id"}
+    """Without the catalog's own number, and without what other programs have noted at the VM."""
+    return {key: value for key, value in asdict(row).items() if key not in ("vm_id", "metadata")}

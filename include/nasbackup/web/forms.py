@@ -14,7 +14,7 @@ from fastapi.responses import Response
 
 from nasbackup.catalog import Cursor
 from nasbackup.catalog.pages import fleet, history
-from nasbackup.errors import UnknownHost
+from nasbackup.web import views
 from nasbackup.web.params import Word
 from nasbackup.web.site import Here, Page
 
@@ -31,7 +31,8 @@ def backup_form(page: Here, vm: UUID) -> Response:
     with page.reading() as cursor:
         row = _vm(cursor, str(vm))
         conf = {"vm": row.name, "host": row.host, **_from_policy(page, row)}
-        return _form(page, cursor, dag_id=BACKUP, title=f"Back up {row.name} now", vm=row, conf=conf)
+        title, why_not = f"Back up {row.name} now", views.why_no_backup(page, row)
+        return _form(page, cursor, dag_id=BACKUP, title=title, vm=row, conf=conf, why_not=why_not)
 
 
 @router.get("/restore")
@@ -51,21 +52,23 @@ def drill_form(page: Here, backup: Word) -> Response:
         return _form(page, cursor, dag_id=DRILL, title=f"Drill {backup}", vm=row, conf={"backup": backup})
 
 
-def _form(page: Page, cursor: Cursor, *, dag_id: str, title: str, vm: fleet.Row, conf: dict[str, Any]) -> Response:
-    return page.show("form.html", cursor=cursor, view="fleet", dag_id=dag_id, title=title, vm=vm, conf=conf)
+def _form(
+    page: Page, cursor: Cursor, *, dag_id: str, title: str, vm: fleet.Row, conf: dict[str, Any], why_not: str = ""
+) -> Response:
+    """``why_not``: nothing can come of it, and there is no form."""
+    values = {"dag_id": dag_id, "title": title, "vm": vm, "conf": conf, "why_not": why_not}
+    return page.show("form.html", cursor=cursor, view="fleet", **values)
 
 
 def _from_policy(page: Page, row: fleet.Row) -> dict[str, Any]:
     """What the VM's policy says about its backups."""
     known, _ = page.fleet()
-    policy = known.policy_of(vm=row.name, host=row.host, title=row.title) if known else None
-    if known is None or policy is None:
+    if known is None or known.find_zone(row.host) is None:
         return {}
-    try:
-        repository = known.repository_of(policy, host=row.host)
-    except UnknownHost:
+    policy = known.policy_of(vm=row.name, host=row.host, title=row.title, metadata=row.metadata)
+    if policy is None:
         return {}
-    return {"repository": repository, **policy.params()}
+    return {"repository": known.repository_of(policy, host=row.host), **policy.params()}
 
 
 def _vm(cursor: Cursor, uuid: str) -> fleet.Row:

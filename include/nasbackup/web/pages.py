@@ -68,6 +68,7 @@ def vm_page(
             backups=history.backups_of(cursor, vm_id=vm.vm_id, limit=paging.per, offset=paging.offset),
             newest=next((row for row in newest if row.status == "BackedUp"), None),
             marked=backup,
+            why_no_backup=views.why_no_backup(page, vm),
             total=total,
             paging=paging,
             last=paging.last(total),

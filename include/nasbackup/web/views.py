@@ -46,6 +46,16 @@ def policies(cursor: Cursor, page: Page) -> list[Compliance]:
     )
 
 
+def why_no_backup(page: Page, vm: fleet.Row) -> str:
+    """Why a run of nas_backup could not back this VM up, or would take another one of its name; empty: it can."""
+    if not vm.defined:
+        return f"{vm.host} does not define {vm.name} any more: there is nothing to back up."
+    known, _ = page.fleet()
+    if known is not None and known.find_zone(vm.host) is None:
+        return f"{vm.name} is on {vm.host}, which is not in fleet.yaml (any more): no run can reach it there."
+    return ""
+
+
 def repositories(rows: Sequence[RepositoryRow], page: Page) -> list[RepositoryView]:
     known, _ = page.fleet()
     thresholds = known.capacity if known else Thresholds()

@@ -162,5 +162,23 @@ def test_a_refused_form_says_why_and_starts_nothing(stage: Stage) -> None:
     assert runs(stage.plant.airflow) == before
 
 
+def test_a_host_that_is_not_offered_is_not_replaced_by_another(stage: Stage) -> None:
+    """A restore to the first host of the list would be one beside a VM of the same name."""
+    visit = stage.visit()
+    with stage.plant.database.transaction() as cursor:
+        cursor.execute("UPDATE vm SET host = 'kvm_old' WHERE uuid = %s", (uuid_of(8),))
+    page = visit.go(f"/nasbackup/forms/restore?backup={newest_of(stage.plant, 8)}")
+    host = page.locator("#param-host")
+    expect(host.locator("option:checked")).to_have_text("kvm_old is not in fleet.yaml: choose")
+    expect(host).to_have_attribute("required", "")
+    before = runs(stage.plant.airflow)
+    page.get_by_role("button", name="Start the run").click()
+    expect(host).to_be_focused()  # the browser says that one has to be chosen
+    assert runs(stage.plant.airflow) == before
+    host.select_option(label="kvm_test")
+    assert host.evaluate("select => select.checkValidity()")
+    assert visit.problems == []
+
+
 def runs(airflow: Airflow) -> Any:
     return airflow.request("GET", "/dags/nas_restore/dagRuns")["total_entries"]

@@ -69,6 +69,7 @@ class Row:
     uuid: str
     name: str
     title: str
+    metadata: Mapping[str, str]
     host: str
     state: str | None
     defined: bool
@@ -101,7 +102,8 @@ class PolicyDay:
 
 _FLEET = """
     WITH fleet AS (
-        SELECT vm.vm_id, vm.uuid::text AS uuid, vm.name, vm.title, vm.host, vm.state, vm.defined, s.policy, s.zone,
+        SELECT vm.vm_id, vm.uuid::text AS uuid, vm.name, vm.title, vm.metadata, vm.host, vm.state, vm.defined,
+               s.policy, s.zone,
                CASE WHEN NOT vm.defined THEN 'gone' ELSE coalesce(s.status, 'unknown') END AS status, s.checked_at,
                s.newest_at, s.verified_at, s.drilled_at, s.warn_seconds, s.error_seconds,
                coalesce(s.backups, 0) AS backups, coalesce(s.size, 0) AS size, coalesce(s.problems, '[]') AS problems

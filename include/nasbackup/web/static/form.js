@@ -26,13 +26,18 @@
     let input;
     if (schema.enum) {
       input = element("select", { id, "aria-describedby": described });
+      if (!schema.enum.includes(start)) {
+        // Taken out of fleet.yaml, say. Nothing takes its place in silence: the reader has to choose.
+        input.append(element("option", { value: "" }, start == null ? "(choose)" : `${start} is not in fleet.yaml: choose`));
+        input.required = true;
+      }
       schema.enum.forEach((choice, index) => {
         const label = choice === null ? "(empty)" : schema.values_display?.[choice] ?? String(choice);
         const option = element("option", { value: index }, label);
         option.selected = choice === start;
         input.append(option);
       });
-      readers.set(name, () => schema.enum[Number(input.value)]);
+      readers.set(name, () => (input.value === "" ? start : schema.enum[Number(input.value)]));
     } else if (types.includes("boolean")) {
       input = element("input", { id, type: "checkbox", "aria-describedby": described });
       input.checked = Boolean(start);
@@ -95,6 +100,7 @@
         sections.get(section).append(made);
       }
     }
+    for (const section of sections.values()) section.open = section.querySelector('option[value=""]') !== null;
     fields.append(...sections.values());
     if (details.is_paused) refuse("A run would wait until somebody unpauses it.", `${dag} is paused. `);
     form.querySelector(".loading").hidden = true;
