@@ -85,6 +85,8 @@ class Picture:
     height: float
     lanes: tuple[Lane, ...]
     summary: str
+    more: bool
+    """There are chains that are not drawn."""
     base: float = BASE
 
 
@@ -102,6 +104,7 @@ def draw(links: Sequence[Link], *, most: int = 6) -> Picture:
         width=max(LEFT * 2 + widest * COLUMN, 320),
         height=LANE * len(lanes) + 6,
         lanes=lanes,
+        more=len(chains) > len(lanes),
         summary=f"{len(lanes)} chain{'s' if len(lanes) != 1 else ''} with {count} "
         f"backup{'s' if count != 1 else ''}, the newest chain first.",
     )

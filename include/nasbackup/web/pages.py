@@ -14,7 +14,7 @@ from nasbackup.catalog.pages import now as catalog_now
 from nasbackup.web import views
 from nasbackup.web.chain_picture import draw
 from nasbackup.web.compliance import DEFAULT_SLO, compliance
-from nasbackup.web.params import Pages, WantedAlerts, WantedVms, Word
+from nasbackup.web.params import BackupId, Pages, WantedAlerts, WantedVms, Word
 from nasbackup.web.site import Here
 
 router = APIRouter()
@@ -46,13 +46,19 @@ def fleet_page(page: Here, wanted: WantedVms, paging: Pages) -> Response:
 
 @router.get("/vms/{uuid}")
 def vm_page(
-    page: Here, uuid: UUID, paging: Pages, chains: Annotated[int, Query(ge=1, le=50)] = 4, backup: Word = ""
+    page: Here,
+    uuid: UUID,
+    paging: Pages,
+    chains: Annotated[int, Query(ge=1, le=views.DRAWN)] = 4,
+    backup: BackupId = None,
 ) -> Response:
-    """One VM: its chains, its history, what to do."""
+    """One VM: its chains, its history, what to do. ``backup`` is marked, and shown unless a page is asked for."""
     with page.reading() as cursor:
         vm = fleet.one(cursor, uuid=str(uuid))
         if vm is None:
             raise HTTPException(404, f"The catalog knows no VM {uuid}.")
+        if backup is not None and "page" not in page.request.query_params:
+            paging = paging.holding(history.newer_than(cursor, vm_id=vm.vm_id, backup_id=backup) or 0)
         newest = history.backups_of(cursor, vm_id=vm.vm_id, limit=views.DRAWN)
         total = history.count_of(cursor, vm_id=vm.vm_id)
         opened, _ = alerts.alerts(cursor, open_ones=True, subject=vm.uuid)
@@ -62,13 +68,12 @@ def vm_page(
             cursor=cursor,
             view="fleet",
             vm=vm,
+            why_no_backup=views.why_no_backup(page, vm),
             picture=draw(views.links(newest), most=chains),
-            chains=chains,
-            more_chains=len({row.chain_id for row in newest}) > chains,
+            drawn=views.DRAWN,
             backups=history.backups_of(cursor, vm_id=vm.vm_id, limit=paging.per, offset=paging.offset),
             newest=next((row for row in newest if row.status == "BackedUp"), None),
             marked=backup,
-            why_no_backup=views.why_no_backup(page, vm),
             total=total,
             paging=paging,
             last=paging.last(total),

@@ -37,6 +37,10 @@ class Paging:
 
     def last(self, total: int) -> int:
         return max(1, -(-total // self.per))
+    def holding(self, place: int) -> Paging:
+        """The page on which the row at this place (from 0) is."""
+        return Paging(page=place // self.per + 1, per=self.per)
+
 
 
 Search = Annotated[str, Query(max_length=200)]
@@ -58,6 +62,7 @@ def _wanted(
     status: Annotated[list[VmStatus] | None, Query()] = None,
     policy: Word = "",
     zone: Word = "",
+BackupId = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
     host: Word = "",
     sort: Sort = Sort.URGENCY,
     order: Order = Order.ASC,

@@ -88,6 +88,9 @@ def test_only_so_many_chains_are_drawn_and_none_is_cut() -> None:
     made = [link for number in range(9) for link in chain(str(number), 2, first_id=number * 10, days=number * 2)]
     picture = draw(made, most=4)
     assert [len(lane.bars) for lane in picture.lanes] == [2, 2, 2, 2]
+    assert (picture.more, draw(made, most=9).more) == (True, False)
+    alone = [replace(link, chain_id=None, parent_id=None, chain_position=0) for link in chain("x", 5)]
+    assert (draw(alone, most=4).more, draw(alone, most=5).more) == (True, False)
 
 
 def test_nothing_is_an_empty_picture() -> None:

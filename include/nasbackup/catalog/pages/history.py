@@ -111,6 +111,19 @@ def count_of(cursor: Cursor, *, vm_id: int) -> int:
     return int(row["count"])
 
 
+def newer_than(cursor: Cursor, *, vm_id: int, backup_id: int) -> int | None:
+    """How many of the VM's backups come before this one in its table; None: it is none of them (any more)."""
+    cursor.execute(
+        """
+        SELECT (SELECT count(*) FROM backup WHERE vm_id = %(vm_id)s AND begun > b.begun) AS count
+          FROM backup b WHERE vm_id = %(vm_id)s AND backup_id = %(backup_id)s
+        """,
+        {"vm_id": vm_id, "backup_id": backup_id},
+    )
+    row = cursor.fetchone()
+    return int(row["count"]) if row else None
+
+
 def drills_of(cursor: Cursor, *, vm_id: int, limit: int = 20) -> list[Drill]:
     cursor.execute(
         "SELECT external_id, started_at, finished_at, result, rto_seconds, how, detail FROM drill"
