@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from nasbackup.airflow import sla_tasks
-from nasbackup.catalog import Database, looks
+from nasbackup.catalog import Database, looks, migrate
 from nasbackup.errors import CatalogOutdated
 
 FLEET = "zones: {default: {hosts: [kvm_test, kvm_unknown], repositories: [nas_one]}}"
@@ -49,3 +50,19 @@ def test_a_look_counts_when_what_it_found_is_settled_and_without_any_vm(
     again = looked().at
     assert again is not None
     assert again > first
+
+
+def test_an_upgrade_knows_of_the_looks_before_it(database: Database, looked: Callable[[], looks.Looks]) -> None:
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    with database.transaction() as cursor:
+        cursor.execute("DROP TABLE sla_look; DELETE FROM schema_migration WHERE name = '0010_looks'")
+        cursor.execute(
+            """
+            INSERT INTO vm (uuid, name, host) VALUES (gen_random_uuid(), 'i-2-1-VM', 'kvm_test'),
+                   (gen_random_uuid(), 'i-2-2-VM', 'kvm_test');
+            INSERT INTO sla_status (vm_id, status, checked_at) SELECT vm_id, 'ok', %s - vm_id * %s FROM vm
+            """,
+            (at, timedelta(minutes=5)),
+        )
+    assert migrate(database) == ["0010_looks"]
+    assert (looked().oldest, looked().never) == (at - timedelta(minutes=5), ("kvm_unknown",))
