@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
 
+from nasbackup.catalog import Cursor, looks
 from nasbackup.catalog.pages import fleet, history, running, stock
 from nasbackup.web import views
 from nasbackup.web.params import Pages, WantedAlerts, WantedVms
@@ -25,7 +26,7 @@ def fleet_api(page: Here, wanted: WantedVms, paging: Pages) -> dict[str, Any]:
             "total": sum(counts[status] for status in wanted.statuses or counts),
             "page": paging.page,
             "per": paging.per,
-            "last_look": fleet.last_look(cursor),
+            "last_look": looks.last(cursor, hosts=page.hosts()).at,
             "counts": counts,
             "vms": [_public(row) for row in fleet.rows(cursor, wanted=wanted)],
         }
@@ -48,7 +49,7 @@ def compliance_api(page: Here) -> dict[str, Any]:
 def vm_api(page: Here, uuid: UUID, paging: Pages) -> dict[str, Any]:
     """One VM and a page of its backups, the newest first."""
     with page.reading() as cursor:
-        vm = _vm(page, uuid)
+        vm = _vm(cursor, uuid)
         rows = history.backups_of(cursor, vm_id=vm.vm_id, limit=paging.per, offset=paging.offset)
         return {
             "vm": _public(vm),
@@ -66,8 +67,8 @@ def vm_api(page: Here, uuid: UUID, paging: Pages) -> dict[str, Any]:
 @router.get("/vms/{uuid}/series")
 def series_api(page: Here, uuid: UUID) -> dict[str, Any]:
     """Columns for charts, the oldest backup first."""
-    vm = _vm(page, uuid)
     with page.reading() as cursor:
+        vm = _vm(cursor, uuid)
         return views.series(history.backups_of(cursor, vm_id=vm.vm_id, limit=views.DRAWN))
 
 
@@ -115,9 +116,8 @@ def alerts_api(page: Here, wanted: WantedAlerts, paging: Pages) -> dict[str, Any
     return {"total": total, "page": paging.page, "per": paging.per, "alerts": [asdict(alert) for alert in found]}
 
 
-def _vm(page: Here, uuid: UUID) -> fleet.Row:
-    with page.reading() as cursor:
-        vm = fleet.one(cursor, uuid=str(uuid))
+def _vm(cursor: Cursor, uuid: UUID) -> fleet.Row:
+    vm = fleet.one(cursor, uuid=str(uuid))
     if vm is None:
         raise HTTPException(404, f"The catalog knows no VM {uuid}.")
     return vm

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Annotated
 
 from fastapi import Depends, Query
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from nasbackup.catalog.pages.fleet import Sort, VmStatus, Wanted
 
@@ -35,16 +37,22 @@ class Paging:
     def offset(self) -> int:
         return (self.page - 1) * self.per
 
-    def last(self, total: int) -> int:
-        return max(1, -(-total // self.per))
     def holding(self, place: int) -> Paging:
         """The page on which the row at this place (from 0) is."""
         return Paging(page=place // self.per + 1, per=self.per)
 
+    def last(self, total: int) -> int:
+        return max(1, -(-total // self.per))
 
 
-Search = Annotated[str, Query(max_length=200)]
-Word = Annotated[str, Query(max_length=200)]
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "No NUL character can be in it")
+    return text
+
+
+Word = Annotated[str, Query(max_length=200), AfterValidator(_without_nul)]
+"""PostgreSQL has no text with a NUL in it: nothing of that name can be there."""
 
 
 def _paging(
@@ -54,25 +62,25 @@ def _paging(
 
 
 Pages = Annotated[Paging, Depends(_paging)]
+BackupId = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 
 def _wanted(
     paging: Pages,
-    q: Search = "",
+    q: Word = "",
     status: Annotated[list[VmStatus] | None, Query()] = None,
     policy: Word = "",
     zone: Word = "",
-BackupId = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
     host: Word = "",
     sort: Sort = Sort.URGENCY,
     order: Order = Order.ASC,
 ) -> Wanted:
     return Wanted(
-        search=_searched(q),
+        search=q.strip(),
         statuses=tuple(status or ()),
-        policy=policy.replace("\0", ""),
-        zone=zone.replace("\0", ""),
-        host=host.replace("\0", ""),
+        policy=policy,
+        zone=zone,
+        host=host,
         sort=sort,
         descending=order is Order.DESC,
         limit=paging.per,
@@ -92,12 +100,8 @@ class Alerts:
     search: str
 
 
-def _alerts(closed: bool = False, severity: Severity = Severity.ANY, q: Search = "") -> Alerts:
-    return Alerts(closed=closed, severity=severity, search=_searched(q))
+def _alerts(closed: bool = False, severity: Severity = Severity.ANY, q: Word = "") -> Alerts:
+    return Alerts(closed=closed, severity=severity, search=q.strip())
 
 
 WantedAlerts = Annotated[Alerts, Depends(_alerts)]
-
-
-def _searched(q: str) -> str:
-    return q.replace("\0", "").strip()

@@ -92,6 +92,16 @@ def test_a_login_that_ends_while_the_page_is_open_loads_it_anew() -> None:
         ("/?sort=password", 422, "sort: Input should be"),
         ("/api/fleet?per=100000", 422, "per: Input should be less than or equal to 200"),
         ("/alerts?severity=any", 422, "severity: Input should be"),
+        ("/vms/5b1f2c1e-0000-4000-8000-000000000001?backup=first", 422, "backup: Input should be a valid integer"),
+        *(
+            (path, 422, f"{path.partition('?')[2].partition('=')[0]}: No NUL character can be in it")
+            for path in (
+                *("/runs?run_id=%00", "/runs?dag_id=a%00&run_id=1", "/forms/restore?backup=%00"),
+                *("/forms/drill?backup=a%00b", "/?q=%00", "/?policy=%00", "/?zone=%00", "/?host=a%00", "/alerts?q=%00"),
+                *("/api/fleet?q=%00", "/api/alerts?q=%00"),
+            )
+        ),
+        ("/static/%00.css", 404, "Not Found"),
         ("/nowhere", 404, "Not Found"),
         ("/static/../app.py", 404, "Not Found"),
     ],

@@ -17,9 +17,13 @@ GENERATED = "generated"
 
 @contextlib.contextmanager
 def reading(database: Database) -> Iterator[Cursor]:
-    """One snapshot, in which nothing can be written and no query runs for long. Raises CatalogUnreachable."""
+    """One snapshot, in which nothing can be written and no query runs for long; its times are UTC, as the page says,
+    whatever the server's time zone. Raises CatalogUnreachable."""
     with database.transaction() as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'")
+        cursor.execute(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;"
+            " SET LOCAL statement_timeout = '20s'; SET LOCAL TimeZone = 'UTC'"
+        )
         yield cursor
 
 
