@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from nasbackup.catalog.pages.fleet import Sort, VmStatus, Wanted
 from nasbackup.errors import CatalogUnreachable
 from nasbackup.model import BackupStatus, Repository, RepositoryType
 from nasbackup.web.app import Guards, create
+from psycopg2.extras import Json
 
 from lab import seed
 
@@ -149,7 +152,8 @@ def test_compliance_of_a_vm_and_of_its_policy_count_the_last_thirty_days(catalog
         assert (row.looks, row.compliant) == (sum(day.looks for day in mine), sum(day.compliant for day in mine))
         assert row.looks == 30 * 288
         gold = [row for row in everything(cursor) if row.policy == "gold"]
-        assert fleet.by_policy(cursor)["gold"] == (len(gold), sum(row.status != "critical" for row in gold))
+        kept = sum(row.status != "critical" for row in gold)
+        assert fleet.by_policy(cursor)["gold"] == (len(gold), len(gold), kept)
 
 
 def test_history_holds_every_backup_of_the_vm_and_what_its_volumes_add_up_to(catalog: Database) -> None:
@@ -278,11 +282,75 @@ def test_every_view_shows_hostile_names_as_text(catalog: Database, client: TestC
         assert "{{7*7}}" in answer.text or "alert(1)" not in answer.text, "49 would be a template in a template"
 
 
+@pytest.mark.parametrize("view", ["running", "fleet", "alerts"])
+def test_what_a_live_view_can_focus_has_a_name_that_outlives_its_replacement(
+    catalog: Database, client: TestClient, view: str
+) -> None:
+    """htmx gives the focus back to the element of the same id, and to no other."""
+    with catalog.transaction() as cursor:
+        cursor.execute("UPDATE backup SET run_id = 'nas_backup/r1' WHERE status = 'BackingUp'")
+        cursor.execute(
+            "INSERT INTO alert (kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at)"
+            " VALUES ('repository_filling', 'repository', 'nas_one', 'nas_one', 'critical', '', '', now(), now())"
+        )
+    addresses = {"running": ["running"], "fleet": ["", "?status=ok&q=i", "?q=none"], "alerts": ["alerts", "alerts?q=-"]}
+    seen = []
+    for address in [*addresses[view], *([f"{view}?q=none"] if view == "alerts" else [])]:
+        live = client.get(f"/nasbackup/{address}").text.partition(f'<div id="{view}"')[2].partition("</main>")[0]
+        ids = re.findall(r'\bid="([^"]+)"', live)
+        assert len(ids) == len(set(ids)), "an id is there once"
+        tags = re.findall(r"<(?:a|button|select|summary|textarea|input(?! type=\"hidden\"))\b[^>]*>", live)
+        assert [tag for tag in tags if 'id="' not in tag] == []
+        seen += tags
+    assert len(seen) > 1
+
+
 def test_a_vm_that_is_not_there_is_not_found(catalog: Database, client: TestClient) -> None:
     unknown = uuid4()
     for path in (f"/vms/{unknown}", f"/forms/backup?vm={unknown}", "/forms/restore?backup=i-9/2001.01.01.00.00.00"):
         answer = client.get(f"/nasbackup{path}")
         assert (answer.status_code, "Not found" in answer.text) == (404, True)
+
+
+def test_every_bar_and_every_run_leads_to_the_backups_row(catalog: Database, client: TestClient) -> None:
+    """On whichever page of the table it is."""
+    seed.fleet(catalog, seed.Plan(vms=1, each=60, now=NOW, prefix="i-9-", repository="nas_one"), running=False)
+    with catalog.transaction() as cursor:
+        vm = fleet.rows(cursor, wanted=Wanted(search="i-9-1-VM"))[0]
+        oldest = history.backups_of(cursor, vm_id=vm.vm_id, limit=1, offset=59)[0].backup_id
+        cursor.execute("UPDATE backup SET run_id = 'nas_backup/last month' WHERE backup_id = %s", (oldest,))
+
+    def bars(address: str) -> list[str]:
+        return [html.unescape(href) for href in re.findall(r'<a href="([^"]*)" class="bar ', client.get(address).text)]
+
+    few, all_of_them = bars(f"/nasbackup/vms/{vm.uuid}"), bars(f"/nasbackup/vms/{vm.uuid}?chains=200&page=2")
+    assert (len(few), len(set(all_of_them))) == (40, 60)
+    redirected = client.get("/nasbackup/runs?run_id=last+month")
+    assert (redirected.status_code, redirected.headers["location"].endswith(f"#b{oldest}")) == (307, True)
+    for href in [*few[::3], all_of_them[-1], redirected.headers["location"]]:
+        address, _, fragment = href.partition("#")
+        assert f'<tr id="{fragment}" class="marked">' in client.get(address).text, href
+    kept = f"/nasbackup/vms/{vm.uuid}?backup={oldest}&page=1"
+    assert 'class="marked"' not in client.get(kept).text, "who turns the page sees the page"
+    for nonsense in ("0", "first", str(2**63), "1%00"):
+        assert client.get(f"/nasbackup/vms/{vm.uuid}?backup={nonsense}").status_code == 422
+    gone = client.get(f"/nasbackup/vms/{vm.uuid}?backup={2**63 - 1}")
+    assert (gone.status_code, "1\N{EN DASH}25 of 60 backups" in gone.text) == (200, True)
+
+
+def test_backups_outside_every_chain_can_all_be_drawn(catalog: Database, client: TestClient) -> None:
+    with catalog.transaction() as cursor:
+        vm = fleet.rows(cursor, wanted=Wanted(search=f"{PREFIX}12-VM"))[0]
+        cursor.execute(
+            "UPDATE backup SET chain_id = NULL, type = 'FULL', parent_id = NULL, chain_position = 0,"
+            " status = 'BackedUp' WHERE vm_id = %s",
+            (vm.vm_id,),
+        )
+    first = client.get(f"/nasbackup/vms/{vm.uuid}").text
+    assert first.count('class="bar ') == 4
+    (more,) = re.findall(r'<a class="button small" href="([^"]*)">Show all chains</a>', first)
+    every = client.get(html.unescape(more).partition("#")[0]).text
+    assert (every.count('class="bar '), "Show all chains" in every) == (EACH, False)
 
 
 def test_the_prefilled_form_follows_the_policy(catalog: Database, client: TestClient) -> None:
@@ -294,6 +362,60 @@ def test_the_prefilled_form_follows_the_policy(catalog: Database, client: TestCl
     }
     text = client.get(f"/nasbackup/forms/backup?vm={row.uuid}").text
     assert f"data-conf='{json.dumps(expected, sort_keys=True)}'" in text
+
+
+def test_the_prefilled_form_follows_a_policy_that_matches_by_metadata(
+    catalog: Database, client: TestClient, tmp_path: Path
+) -> None:
+    """As every other place does: else the run would be a full of another kind, in another repository."""
+    tier = "http://example.org/tier"
+    (tmp_path / "fleet.yaml").write_text(f"""
+zones:
+  default: {{hosts: [kvm_one], repositories: [nas_one, nas_two]}}
+policies:
+  gold: {{metadata: {{"{tier}": "gold*"}}, repository: nas_two, compression: zstd, bandwidth: 5 MiB/s, quiesce: fail}}
+  standard: {{vms: ["*"], quiesce: continue}}
+""")
+    with catalog.transaction() as cursor:
+        cursor.execute("UPDATE vm SET metadata = %s WHERE name = %s", (Json({tier: "gold plus"}), f"{PREFIX}5-VM"))
+    with reading(catalog) as cursor:
+        gold, other = (everything(cursor, search=f"{PREFIX}{number}-VM")[0] for number in (5, 6))
+    asked = {row.name: conf_of(client.get(f"/nasbackup/forms/backup?vm={row.uuid}").text) for row in (gold, other)}
+    keys = ("repository", "compression", "bandwidth", "quiesce")
+    assert [asked[gold.name][key] for key in keys] == ["nas_two", "zstd", "5 MiB/s", "fail"]
+    assert [asked[other.name][key] for key in keys] == ["nas_one", "none", None, "continue"]
+    vms = client.get("/nasbackup/api/fleet").json()["vms"]
+    assert all("metadata" not in vm for vm in vms), "what others note at a VM is no part of the answer"
+
+
+def conf_of(form: str) -> dict[str, Any]:
+    found = re.search(r"data-conf='([^']*)'", form)
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("host = 'kvm_old'", f"{PREFIX}5-VM is on kvm_old, which is not in fleet.yaml (any more)"),
+        ("defined = false", f"kvm_one does not define {PREFIX}5-VM any more: there is nothing to back up."),
+    ],
+)
+def test_a_backup_that_could_only_be_anothers_is_not_offered(
+    catalog: Database, client: TestClient, change: str, sentence: str
+) -> None:
+    with reading(catalog) as cursor:
+        (row,) = everything(cursor, search=f"{PREFIX}5-VM")
+    vm, form = f"/nasbackup/vms/{row.uuid}", f"/nasbackup/forms/backup?vm={row.uuid}"
+    link = f'href="{form}"'
+    assert link in client.get(vm).text
+    with catalog.transaction() as cursor:
+        cursor.execute(f"UPDATE vm SET {change} WHERE uuid = %s", (row.uuid,))
+    assert link not in client.get(vm).text
+    assert "/forms/restore?" in client.get(vm).text, "its backups are still there"
+    for address in (vm, form):
+        assert sentence in client.get(address).text
+    assert "<form" not in client.get(form).text
 
 
 def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
@@ -311,6 +433,65 @@ def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
     assert "No such file" in client.get("/nasbackup/").text
 
 
+def test_where_nothing_is_promised_nothing_is_said_to_be_kept(catalog: Database, client: TestClient) -> None:
+    """A policy without an RPO (docs/fleet.md: ``none``) is looked at like the others, and no look of it is counted."""
+    with catalog.transaction() as cursor:
+        cursor.execute(
+            """
+            UPDATE sla_status
+               SET policy = 'none', status = 'ok', warn_seconds = NULL, error_seconds = NULL, problems = '[]'
+              FROM vm WHERE vm.vm_id = sla_status.vm_id AND name IN (%s, %s);
+            DELETE FROM sla_day USING vm WHERE vm.vm_id = sla_day.vm_id AND name IN (%s, %s)
+            """,
+            (f"{PREFIX}5-VM", f"{PREFIX}6-VM") * 2,
+        )
+    with reading(catalog) as cursor:
+        (row,) = everything(cursor, search=f"{PREFIX}5-VM")
+        assert fleet.by_policy(cursor)["none"] == (2, 0, 0)
+    fleet_page = client.get(f"/nasbackup/?q={PREFIX}5-VM").text
+    (card,) = (card for card in fleet_page.split('<li class="card policy">')[1:] if ">none</a>" in card)
+    card = card.partition("</li>")[0]
+    assert "2 VMs. No RPO: nothing is promised." in card
+    assert not re.search("%|objective|No look", card)
+    vm_page = client.get(f"/nasbackup/vms/{row.uuid}").text
+    assert "nothing is promised" in vm_page
+    for page in (fleet_page.partition('<table class="list fleet">')[2], vm_page.partition('<dl class="facts">')[0]):
+        assert "no RPO</span>" in page
+        assert "OK</span>" not in page
+    for answer in (vm_page, card):
+        assert "objective" not in answer
+    (none,) = (one for one in client.get("/nasbackup/api/compliance").json()["policies"] if one["name"] == "none")
+    assert (none["vms"], none["promised"], none["kept"], none["percent"]) == (2, 0, 0, None)
+
+
+def test_each_host_of_this_fleet_has_to_be_looked_at(database: Database, client: TestClient, tmp_path: Path) -> None:
+    """Also one without VMs; and Airflows that share the catalog don't speak for each other."""
+    now = datetime.now(UTC)
+
+    def said() -> str:
+        return " ".join(client.get("/nasbackup/").text.partition("What you see may be old.")[2].split())[:120]
+
+    def looked() -> list[float]:
+        text = client.get("/nasbackup/metrics").text
+        return [float(at) for at in re.findall(r"^nasbackup_last_look_timestamp_seconds (\S+)$", text, flags=re.M)]
+
+    with database.transaction() as cursor:
+        looks.note(cursor, hosts=["kvm_another_airflows"], now=now)
+    assert "nas_sla_watch has not looked at the fleet yet." in said()
+    assert client.get("/nasbackup/api/fleet").json()["last_look"] is None
+    assert looked() == []
+    with database.transaction() as cursor:
+        looks.note(cursor, hosts=["kvm_one"], now=now)
+    assert (said(), "the fleet was last judged" in client.get("/nasbackup/").text) == ("", True)
+
+    (tmp_path / "fleet.yaml").write_text(FLEET.replace("[kvm_one]", "[kvm_one, kvm_new]"))
+    assert "nas_sla_watch has not looked at kvm_new yet." in said()
+    with database.transaction() as cursor:
+        looks.note(cursor, hosts=["kvm_new"], now=now - timedelta(hours=1))
+    assert "nas_sla_watch has not looked since" in said(), "the other host's watch is alive"
+    assert looked() == [pytest.approx((now - timedelta(hours=1)).timestamp())]
+
+
 def test_json_has_what_the_table_has(catalog: Database, client: TestClient) -> None:
     first = client.get("/nasbackup/api/fleet?per=10&sort=name").json()
     second = client.get("/nasbackup/api/fleet?per=10&sort=name&page=2").json()
@@ -326,6 +507,22 @@ def test_json_has_what_the_table_has(catalog: Database, client: TestClient) -> N
     (repository,) = client.get("/nasbackup/api/repositories").json()["repositories"]
     assert repository["forecast"]["full_in_days"] == pytest.approx(86, abs=6)
     assert client.get("/nasbackup/api/running").json()["running"][0]["copies"][1]["speed"] > 0
+
+
+def test_times_are_utc_wherever_the_server_is(catalog: Database) -> None:
+    with catalog.transaction() as cursor:
+        (row,) = everything(cursor, search=f"{PREFIX}12-VM")
+        newest = history.backups_of(cursor, vm_id=row.vm_id, limit=1)[0].backup_id
+        cursor.execute("UPDATE backup SET created_at = '2026-01-31 23:30+00' WHERE backup_id = %s", (newest,))
+    there = Database(parameters={**catalog.parameters, "options": "-c TimeZone=Asia/Tokyo"})
+    app = create(database=lambda: there, guards=Guards(view=lambda: None, triggers=lambda: frozenset()))
+    client = TestClient(app, headers={"Accept": "text/html"})
+    page = client.get(f"/vms/{row.uuid}").text
+    assert '<time datetime="2026-01-31T23:30:00+00:00">2026-01-31 23:30</time>' in page
+    picture = page.partition('<svg class="chain"')[2].partition("</svg>")[0]
+    assert (">01-31</text>" in picture, ">02-01</text>" in picture) == (True, False)
+    told = client.get(f"/api/vms/{row.uuid}?per=1").json()["backups"][0]["created_at"]
+    assert datetime.fromisoformat(told).utcoffset() == timedelta(0)
 
 
 def test_prometheus_is_answered_as_well(client: TestClient, catalog: Database) -> None:

@@ -20,7 +20,8 @@ class Day:
 
 @dataclass(frozen=True, kw_only=True)
 class Compliance:
-    """Of one policy, or of one VM. ``vms`` of them there are now, ``kept`` of these are within their RPO now."""
+    """Of one policy, or of one VM. ``vms`` of them there are now; ``promised`` of these have an RPO; ``kept`` of those
+    are within it now."""
 
     name: str
     slo: float
@@ -28,7 +29,13 @@ class Compliance:
     compliant: int
     days: tuple[Day, ...]
     vms: int = 0
+    promised: int = 0
     kept: int = 0
+
+    @property
+    def nothing_promised(self) -> bool:
+        """The policy has VMs, and no RPO: there is nothing that could be kept or broken."""
+        return bool(self.vms) and not self.promised
 
     @property
     def percent(self) -> float | None:
@@ -36,7 +43,7 @@ class Compliance:
 
     @property
     def percent_now(self) -> float | None:
-        return 100 * self.kept / self.vms if self.vms else None
+        return 100 * self.kept / self.promised if self.promised else None
 
     @property
     def met(self) -> bool:
@@ -64,6 +71,7 @@ def compliance(
     counted: Iterable[tuple[date, int, int]],
     today: date,
     vms: int = 0,
+    promised: int = 0,
     kept: int = 0,
 ) -> Compliance:
     """``counted``: day, looks, and how many of them were fine; days without a look are gaps, not failures."""
@@ -83,6 +91,7 @@ def compliance(
             for day, (looks, fine) in zip(window, within, strict=True)
         ),
         vms=vms,
+        promised=promised,
         kept=kept,
     )
 
@@ -90,17 +99,22 @@ def compliance(
 def of_policies(
     *,
     counted: Sequence[tuple[str, date, int, int]],
-    now: Mapping[str, tuple[int, int]],
+    now: Mapping[str, tuple[int, int, int]],
     objectives: Mapping[str, float],
     today: date,
 ) -> list[Compliance]:
-    """Each policy that has VMs or a history. ``now``: policy -> (VMs, within their RPO); ``objectives``: its SLO."""
+    """Each policy that has VMs or a history. ``objectives``: its SLO.
+
+    ``now``: policy -> (VMs, those of them that have an RPO, those of these that are within it).
+    """
     names = dict.fromkeys([*objectives, *now, *(policy for policy, *_ in counted)])
     found = []
     for name in names:
-        vms, kept = now.get(name, (0, 0))
+        vms, promised, kept = now.get(name, (0, 0, 0))
         of_it = [(day, looks, fine) for policy, day, looks, fine in counted if policy == name]
         if vms or of_it:
             slo = objectives.get(name, DEFAULT_SLO)
-            found.append(compliance(name=name, slo=slo, counted=of_it, today=today, vms=vms, kept=kept))
+            found.append(
+                compliance(name=name, slo=slo, counted=of_it, today=today, vms=vms, promised=promised, kept=kept)
+            )
     return found

@@ -78,6 +78,7 @@ def test_a_vm_shows_its_chains_its_history_and_its_proof(stage: Stage) -> None:
     page = visit.go(f"/nasbackup/vms/{uuid_of(35)}")  # the 35th was drilled, and the drill failed
     bars = page.locator("svg.chain a.bar")
     assert bars.count() == 2 + 3 * 10
+    assert page.locator("svg.chain").get_by_role("listitem").get_by_role("link").count() == bars.count()
     first = bars.first.get_attribute("aria-label") or ""
     assert re.match(
         r"Full backup of 20\d\d-\d\d-\d\d \d\d:\d\d, \d+ GiB, read back and verified, restore drill failed", first
@@ -87,6 +88,13 @@ def test_a_vm_shows_its_chains_its_history_and_its_proof(stage: Stage) -> None:
     bars.nth(1).focus()
     page.keyboard.press("Enter")
     expect(page.locator("tr:target")).to_contain_text("incremental")
+    expect(page.locator("tr.marked")).to_have_count(1)
+    oldest = page.locator("svg.chain [role=listitem] > a.bar").nth(22)
+    oldest.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("tr:target.marked")).to_contain_text("full")
+    expect(page.get_by_text("Page 2 of 2", exact=True)).to_be_visible()
+    visit.go(f"/nasbackup/vms/{uuid_of(35)}")
     expect(page.locator(".chart canvas")).to_have_count(4)
     expect(page.locator("table.backups tbody tr")).to_have_count(25)
     expect(page.locator("table.backups tbody tr").first).to_contain_text("generated")
@@ -101,11 +109,14 @@ def test_running_copies_move_without_a_reload(stage: Stage) -> None:
     expect(row).to_contain_text("11 GiB of 18 GiB")
     expect(row).to_contain_text("117 MiB/s")
     expect(page.locator("tr", has_text="LOGS")).to_contain_text("waiting for its turn")
+    link = page.locator("h2 a")
+    link.focus()
     with stage.plant.database.transaction() as cursor:
         cursor.execute(
             "UPDATE copy_progress SET done = total / 4 * 3, seconds = 110.5, reported_at = clock_timestamp()"
         )
     expect(row).to_contain_text("13.5 GiB of 18 GiB")
+    expect(link).to_be_focused()
     expect(row).to_contain_text("37 s")
     visit.shoot(SHOTS / "running.png")
     assert visit.problems == []
@@ -163,6 +174,20 @@ def test_the_keyboard_alone_leads_everywhere(stage: Stage) -> None:
     expect(page.get_by_text("Page 2 of 6", exact=True)).to_be_visible()
     expect(page.locator("#page-3")).to_be_focused()
     expect(page.get_by_role("status")).to_contain_text("of 150 VMs")
+    assert visit.problems == []
+
+
+@pytest.mark.parametrize("view", ["fleet", "alerts"])
+def test_the_keyboard_keeps_its_place_while_the_view_renews_itself(stage: Stage, view: str) -> None:
+    visit = stage.visit()
+    page = visit.go(f"/nasbackup/{'' if view == 'fleet' else view}?q={PREFIX}")
+    link = page.locator(f"table.{view} tbody th a").nth(2)
+    link.focus()
+    page.evaluate("view => { document.getElementById(view).dataset.old = 1; }", view)
+    renew = "view => { htmx.ajax('GET', location.href, { target: view, select: view, swap: 'outerHTML' }); }"
+    page.evaluate(renew, f"#{view}")  # as its own timer does, in a minute
+    expect(page.locator(f"#{view}[data-old]")).to_have_count(0)
+    expect(link).to_be_focused()
     assert visit.problems == []
 
 

@@ -52,16 +52,18 @@ def test_nobody_has_looked() -> None:
 def test_policies_come_in_the_order_of_fleet_yaml_then_those_that_it_has_no_more() -> None:
     found = of_policies(
         counted=[("old", day(1), 10, 9), ("gold", day(0), 10, 10)],
-        now={"standard": (5, 4), "gold": (2, 2)},
-        objectives={"gold": 99.9, "standard": 95, "unused": 99},
+        now={"standard": (6, 5, 4), "gold": (2, 2, 2), "none": (3, 0, 0)},
+        objectives={"gold": 99.9, "standard": 95, "unused": 99, "none": 99},
         today=TODAY,
     )
     assert [(policy.name, policy.slo, policy.vms) for policy in found] == [
         ("gold", 99.9, 2),
-        ("standard", 95, 5),
+        ("standard", 95, 6),
+        ("none", 99, 3),
         ("old", 99.0, 0),
     ]
     assert found[1].percent_now == pytest.approx(80)
+    assert (found[2].percent_now, [policy.nothing_promised for policy in found]) == (None, [False, False, True, False])
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 500), st.floats(0, 1)), max_size=60), st.floats(50, 99.99))

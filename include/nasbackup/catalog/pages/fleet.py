@@ -102,8 +102,7 @@ class PolicyDay:
 
 _FLEET = """
     WITH fleet AS (
-        SELECT vm.vm_id, vm.uuid::text AS uuid, vm.name, vm.title, vm.metadata, vm.host, vm.state, vm.defined,
-               s.policy, s.zone,
+        SELECT vm.vm_id, vm.uuid::text AS uuid, vm.name, vm.title, vm.host, vm.state, vm.defined, s.policy, s.zone,
                CASE WHEN NOT vm.defined THEN 'gone' ELSE coalesce(s.status, 'unknown') END AS status, s.checked_at,
                s.newest_at, s.verified_at, s.drilled_at, s.warn_seconds, s.error_seconds,
                coalesce(s.backups, 0) AS backups, coalesce(s.size, 0) AS size, coalesce(s.problems, '[]') AS problems
@@ -160,21 +159,20 @@ def places(cursor: Cursor) -> dict[str, list[str]]:
     }
 
 
-def by_policy(cursor: Cursor) -> dict[str, tuple[int, int]]:
-    """Policy -> (how many VMs it has, how many of them are within their RPO at this moment).
+def by_policy(cursor: Cursor) -> dict[str, tuple[int, int, int]]:
+    """Policy -> (how many VMs it has, how many of them have an RPO, how many of these are within it at this moment).
 
     A VM that is younger than its RPO has broken no promise (``sla.freshness.within_rpo``).
     """
     cursor.execute(
         """
-        SELECT policy, count(*) AS vms,
-               count(*) FILTER (WHERE error_seconds IS NULL
-                                   OR coalesce(newest_at, first_seen_at)
+        SELECT policy, count(*) AS vms, count(error_seconds) AS promised,
+               count(*) FILTER (WHERE coalesce(newest_at, first_seen_at)
                                       > clock_timestamp() - make_interval(secs => error_seconds)) AS kept
           FROM sla_status JOIN vm USING (vm_id) WHERE policy IS NOT NULL GROUP BY policy ORDER BY policy
         """
     )
-    return {row["policy"]: (row["vms"], row["kept"]) for row in cursor.fetchall()}
+    return {row["policy"]: (row["vms"], row["promised"], row["kept"]) for row in cursor.fetchall()}
 
 
 def policy_days(cursor: Cursor) -> list[PolicyDay]:
@@ -201,13 +199,6 @@ def vm_days(cursor: Cursor, *, vm_id: int) -> list[PolicyDay]:
     return [PolicyDay(**row) for row in cursor.fetchall()]
 
 
-def last_look(cursor: Cursor) -> datetime | None:
-    """When nas_sla_watch last looked."""
-    cursor.execute("SELECT max(checked_at) AS at FROM sla_status")
-    row = cursor.fetchone()
-    return row["at"] if row else None
-
-
 def _values(wanted: Wanted, *, uuid: str | None = None) -> dict[str, Any]:
     return {
         "uuid": uuid,
@@ -232,8 +223,15 @@ def _completed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[Row]:
         {**ids, "days": COMPLIANCE_DAYS},
     )
     kept = {row["vm_id"]: row for row in cursor.fetchall()}
-    cursor.execute("SELECT vm_id FROM backup WHERE status = 'BackingUp' AND vm_id = ANY(%(ids)s)", ids)
-    running = {row["vm_id"] for row in cursor.fetchall()}
+    cursor.execute(
+        """
+        SELECT vm_id, metadata,
+               EXISTS (SELECT 1 FROM backup b WHERE b.vm_id = vm.vm_id AND b.status = 'BackingUp') AS running
+          FROM vm WHERE vm_id = ANY(%(ids)s)
+        """,
+        ids,
+    )
+    seen = {row["vm_id"]: row for row in cursor.fetchall()}
     cursor.execute(
         """
         SELECT vm_id FROM unnest(%(ids)s::bigint[]) AS wanted(vm_id)
@@ -251,5 +249,6 @@ def _completed(cursor: Cursor, found: Sequence[dict[str, Any]]) -> list[Row]:
         row["looks"], row["compliant"] = (
             kept[row["vm_id"]][key] if row["vm_id"] in kept else 0 for key in ("looks", "compliant")
         )
-        row["running"], row["generated"] = row["vm_id"] in running, row["vm_id"] in generated
+        row["metadata"], row["running"] = (seen[row["vm_id"]][key] for key in ("metadata", "running"))
+        row["generated"] = row["vm_id"] in generated
     return [Row(**row) for row in found]
