@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import pendulum
 import pytest
@@ -203,6 +204,21 @@ def test_a_stopped_definition_that_a_migration_left_behind_is_left_out(
     assert due_here() == everyone, "it is defined there no more"
 
 
+def backed_up(database: Database, vm: SeenVm, *, at: datetime, repository: str = "nas_main") -> None:
+    """A full in the catalog, of a VM that it knows."""
+    place = Repository(name=repository, type=RepositoryType.LOCAL, path=f"/mnt/{repository}")
+    with database.transaction() as cursor:
+        repositories.register(cursor, repository=place, uuid=str(uuid5(NAMESPACE_URL, repository)))
+        cursor.execute(
+            "INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation, chain_position,"
+            " host, vm_state, request, run_id, lease_token, created_at, recorded_at, size)"
+            " SELECT vm_id, repository_id, vm.name || '/' || %(at)s, 'FULL', 'BackedUp', 'full_backup', '', 0, host,"
+            " 'stopped', '{}', '', 1, %(at)s, %(at)s, 1 FROM vm, repository r"
+            " WHERE vm.uuid = %(uuid)s AND r.name = %(repository)s",
+            {"uuid": vm.uuid, "at": at, "repository": repository},
+        )
+
+
 def test_a_backup_from_the_future_does_not_put_its_vm_last(
     database: Database, fleet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,23 +228,40 @@ def test_a_backup_from_the_future_does_not_put_its_vm_last(
         here = sorted(seen_vms(hypervisor), key=lambda vm: vm.name)
     now = datetime.now(UTC)
     with database.transaction() as cursor:
-        repositories.register(
-            cursor,
-            repository=Repository(name="nas_main", type=RepositoryType.LOCAL, path="/mnt/nas"),
-            uuid="5b1f2c1e-0000-4000-8000-000000000009",
-        )
         inventory.note_seen(cursor, host="kvm_one", seen=here, now=now)
-        # The first: by a clock ten years ahead, then yesterday. The second: by that clock only. The third: today.
-        for vm, ago in ((0, -3652), (0, 1), (1, -3652), (2, 0)):
-            cursor.execute(
-                "INSERT INTO backup (vm_id, repository_id, external_id, type, status, reason, explanation,"
-                " chain_position, host, vm_state, request, run_id, lease_token, created_at, recorded_at, size)"
-                " SELECT vm_id, 1, name || '/' || %(ago)s, 'FULL', 'BackedUp', 'full_backup', '', 0, host, 'stopped',"
-                " '{}', '', 1, %(at)s, %(at)s, 1 FROM vm WHERE uuid = %(uuid)s",
-                {"uuid": here[vm].uuid, "ago": ago, "at": now - timedelta(days=ago)},
-            )
-    in_order = [vm.name for vm in policy_tasks._in_need(database, vms=here, now=now)]
-    assert in_order == [here[1].name, here[0].name, here[2].name]
+    # The first: by a clock ten years ahead, then yesterday. The second: by that clock only. The third: today.
+    for vm, ago in ((0, -3652), (0, 1), (1, -3652), (2, 0)):
+        backed_up(database, here[vm], at=now - timedelta(days=ago))
+    in_order, _ = policy_tasks._in_need(database, vms=here, now=now)
+    assert [vm.name for vm in in_order] == [here[1].name, here[0].name, here[2].name]
+
+
+def test_a_zone_that_spreads_its_vms_leaves_those_with_backups_where_they_are(
+    database: Database, fleet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = simulated.host(tmp_path, vms=8, size=1 << 20)
+    file = tmp_path / "fleet.yaml"
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_ONE", json.dumps({"conn_type": "libvirt", "extra": {"uri": uri}}))
+    monkeypatch.setenv("AIRFLOW_CONN_NAS_BACKUP_CATALOG", str(database.parameters["dsn"]))
+    monkeypatch.setenv(ENVIRONMENT, str(file))
+    with connect(Host(name="kvm_one", uri=uri)) as hypervisor:
+        here = seen_vms(hypervisor)
+
+    def places(*, spread: str) -> dict[str, str]:
+        where = "repositories: [nas_main, nas_spare]"
+        file.write_text(fleet_file.read_text().replace(where, f"{where}, spread: {spread}"))
+        params = {"vms": None, "dry_run": False, "mode": "auto"}
+        found = policy_tasks.due_vms(policy="silver", host="kvm_one", params=params, conf={}, run="run")
+        return {due["vm"]: due["conf"]["repository"] for due in found}
+
+    assert set(places(spread="false").values()) == {"nas_main"}
+    before = places(spread="true")
+    assert set(before.values()) == {"nas_main", "nas_spare"}
+    stays = next(vm for vm in here if before[vm.name] == "nas_spare")
+    with database.transaction() as cursor:
+        inventory.note_seen(cursor, host="kvm_one", seen=here, now=datetime.now(UTC))
+    backed_up(database, stays, at=datetime.now(UTC) - timedelta(days=1), repository="nas_main")
+    assert places(spread="true") == {**before, stays.name: "nas_main"}
 
 
 def test_the_number_is_the_one_by_which_airflow_judges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -235,9 +237,10 @@ def test_what_a_policy_promises(tmp_path: Path) -> None:
     )
     assert (silver.compression, silver.bandwidth, silver.verify_level) == (Compression.NONE, None, VerifyLevel.FULL)
     assert silver.rpo == Rpo(warn_after=timedelta(days=2), error_after=timedelta(days=2))
-    assert (fleet.zones[0].host_slots, fleet.zones[0].repository_slots) == (3, 8)
-    assert fleet.repository_of(gold, host="kvm_one") == "nas_spare"
-    assert fleet.repository_of(silver, host="kvm_one") == "nas_main"
+    assert (fleet.zones[0].host_slots, fleet.zones[0].repository_slots, fleet.zones[0].spread) == (3, 8, False)
+    where = {"host": "kvm_one", "vm_uuid": "5b1f2c1e-0000-4000-8000-000000000001", "holds": "nas_spare"}
+    assert fleet.repository_of(gold, **where) == "nas_spare"
+    assert fleet.repository_of(silver, **where) == "nas_main"
     ops, chat = fleet.channels
     assert ops == Channel(
         name="ops",
@@ -251,6 +254,43 @@ def test_what_a_policy_promises(tmp_path: Path) -> None:
     assert not ops.wants(severity=Severity.WARNING, zone="east", policy="gold")
     assert not ops.wants(severity=Severity.CRITICAL, zone="east", policy="silver")
     assert chat.wants(severity=Severity.WARNING, zone=None, policy=None)
+
+
+VMS = [f"5b1f2c1e-0000-4000-8000-{number:012}" for number in range(3000)]
+
+
+def spread(*repositories: str, **policy: Any) -> Callable[..., str]:
+    """Where VMs of a zone with these repositories go."""
+    zone = Zone(name="east", hosts=("kvm_one",), repositories=repositories, spread=True)
+    fleet = Fleet(zones=(zone,))
+    promised = Policy(name="all", selector=Selector(vms=("*",)), **policy)
+
+    def place(vm_uuid: str, *, holds: str = "") -> str:
+        return fleet.repository_of(promised, host="kvm_one", vm_uuid=vm_uuid, holds=holds)
+
+    return place
+
+
+def test_vms_are_spread_evenly_over_the_repositories_of_a_zone() -> None:
+    place = spread("nas_a", "nas_b", "nas_c")
+    counts = Counter(place(vm) for vm in VMS)
+    assert set(counts) == {"nas_a", "nas_b", "nas_c"}
+    assert all(900 < count < 1100 for count in counts.values())
+    assert [spread("nas_c", "nas_a", "nas_b")(vm) for vm in VMS] == [place(vm) for vm in VMS], "in whichever order"
+
+
+def test_a_repository_that_comes_to_the_zone_takes_new_vms_from_all_others_alike() -> None:
+    before, after = spread("nas_a", "nas_b", "nas_c"), spread("nas_a", "nas_b", "nas_c", "nas_d")
+    moved = [vm for vm in VMS if before(vm) != after(vm)]
+    assert {after(vm) for vm in moved} == {"nas_d"}
+    assert all(200 < count < 300 for count in Counter(before(vm) for vm in moved).values())
+
+
+def test_a_vm_with_backups_stays_where_its_newest_is() -> None:
+    place = spread("nas_a", "nas_b", "nas_c")
+    assert {place(vm, holds="nas_b") for vm in VMS} == {"nas_b"}
+    assert place(VMS[0], holds="nas_old") == place(VMS[0]), "that one is not the zone's any more"
+    assert spread("nas_a", "nas_b", repository="nas_b")(VMS[0], holds="nas_a") == "nas_b", "what a policy names counts"
 
 
 @pytest.mark.parametrize(

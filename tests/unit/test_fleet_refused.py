@@ -219,6 +219,11 @@ BAD = {
             ("a level in place of verify", "verify: structure", "verify", "'structure' is not of type 'object'"),
         ]
     },
+    "a word for spread": (
+        "zones: {east: {hosts: [k], repositories: [n, m], spread: on}}",
+        "zones.east.spread",
+        "'on' is not of type 'boolean'",
+    ),
     "no slot on a host": (
         "zones: {east: {hosts: [k], repositories: [n], host_slots: 0}}",
         "zones.east.host_slots",

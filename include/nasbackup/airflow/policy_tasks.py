@@ -49,7 +49,7 @@ def due_vms(
     mine = [
         vm for vm in seen if _has(vm, policy=promised, known=known) and fleet.is_chosen(vm.name, params["vms"] or ())
     ]
-    chosen = _in_need(hooks.catalog(), vms=mine, now=datetime.now(UTC))
+    chosen, states = _in_need(hooks.catalog(), vms=mine, now=datetime.now(UTC))
     for vm in chosen:
         log.info("%s is due", vm.name)
     most = mapped.most()
@@ -64,12 +64,21 @@ def due_vms(
     if params["dry_run"]:
         log.info("A dry run: nothing is begun")
         return []
-    repository = known.repository_of(promised, host=host)
     return [
         {
             "vm": vm.name,
             "trigger_run_id": f"{run}__{vm.uuid}",
-            "conf": _conf(vm, policy=promised, repository=repository, mode=params["mode"]),
+            "conf": _conf(
+                vm,
+                policy=promised,
+                repository=known.repository_of(
+                    promised,
+                    host=host,
+                    vm_uuid=vm.uuid,
+                    holds=states[vm.uuid].holds if vm.uuid in states else "",
+                ),
+                mode=params["mode"],
+            ),
         }
         for vm in chosen[:most]
     ]
@@ -90,8 +99,13 @@ def _has(vm: SeenVm, *, policy: Policy, known: Fleet) -> bool:
     return found is not None and found.name == policy.name
 
 
-def _in_need(database: Database, *, vms: Sequence[SeenVm], now: datetime) -> list[SeenVm]:
-    """Those to be backed up here, in the order of need: what was never backed up (or nobody knows when), the oldest."""
+def _in_need(
+    database: Database, *, vms: Sequence[SeenVm], now: datetime
+) -> tuple[list[SeenVm], Mapping[str, due.DueState]]:
+    """Those to be backed up here, in the order of need: what was never backed up (or nobody knows when), the oldest.
+
+    With what the catalog knows of them, by UUID.
+    """
     with database.transaction() as cursor:
         states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms], now=now)
     chosen = []
@@ -113,4 +127,4 @@ def _in_need(database: Database, *, vms: Sequence[SeenVm], now: datetime) -> lis
         known = age_of(states[vm.uuid].newest_at, now=now) if vm.uuid in states else None
         return timedelta.max if known is None else known
 
-    return sorted(chosen, key=age, reverse=True)
+    return sorted(chosen, key=age, reverse=True), states

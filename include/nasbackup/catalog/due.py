@@ -13,13 +13,16 @@ from nasbackup.model import VmState
 
 @dataclass(frozen=True, kw_only=True)
 class DueState:
-    """``newest_at``: of its newest restorable backup. ``backed_up_by``: who is making one now; empty: nobody.
+    """``newest_at``: of its newest restorable backup; ``holds``: the repository of that, empty without one.
+
+    ``backed_up_by``: who is making one now; empty: nobody.
 
     ``seen_on``: the host that it is on, by what nas_sla_watch saw within ``inventory.REMEMBERED``; empty: not known. A
     stopped VM with its name on another host was left behind there by a migration.
     """
 
     newest_at: datetime | None
+    holds: str
     backed_up_by: str
     seen_on: str
 
@@ -31,21 +34,19 @@ def states(cursor: Cursor, *, vm_uuids: Sequence[str], now: datetime) -> dict[st
     """By UUID; VMs that the catalog does not know are not in the answer."""
     cursor.execute(
         """
-        SELECT vm.uuid::text AS uuid, newest.created_at AS newest_at,
+        SELECT vm.uuid::text AS uuid, newest.created_at AS newest_at, coalesce(newest.repository, '') AS holds,
                CASE WHEN vm.defined AND vm.seen_at >= %(since)s THEN vm.host ELSE '' END AS seen_on,
                CASE WHEN EXISTS (SELECT 1 FROM backup WHERE vm_id = vm.vm_id AND status = 'BackingUp')
                     THEN coalesce(lease.holder, '') ELSE '' END AS backed_up_by
           FROM vm
           LEFT JOIN lease ON lease.vm_id = vm.vm_id AND lease.expires_at >= clock_timestamp()
           LEFT JOIN LATERAL (
-               SELECT created_at FROM backup WHERE vm_id = vm.vm_id AND status = 'BackedUp'
-                ORDER BY begun DESC LIMIT 1  -- no clock can turn that round
+               SELECT b.created_at, r.name AS repository FROM backup b JOIN repository r USING (repository_id)
+                WHERE b.vm_id = vm.vm_id AND b.status = 'BackedUp'
+                ORDER BY b.begun DESC LIMIT 1  -- no clock can turn that round
                ) newest ON true
          WHERE vm.uuid = ANY(%(uuids)s::uuid[])
         """,
         {"uuids": list(vm_uuids), "since": now - REMEMBERED},
     )
-    return {
-        row["uuid"]: DueState(newest_at=row["newest_at"], backed_up_by=row["backed_up_by"], seen_on=row["seen_on"])
-        for row in cursor.fetchall()
-    }
+    return {row["uuid"]: DueState(**{name: row[name] for name in row if name != "uuid"}) for row in cursor.fetchall()}

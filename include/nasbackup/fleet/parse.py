@@ -71,6 +71,7 @@ def _zone(name: str, document: Mapping[str, Any]) -> Zone:
         hosts=tuple(document["hosts"]),
         repositories=tuple(document["repositories"]),
         **_whole({key: document[key] for key in ("host_slots", "repository_slots") if key in document}),
+        spread=document.get("spread", False),
     )
 
 

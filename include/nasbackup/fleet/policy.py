@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from typing import Any
 
 from nasbackup.errors import UnknownHost, UnknownPolicy
@@ -21,7 +22,8 @@ from nasbackup.sla.channels import Channel
 @dataclass(frozen=True, kw_only=True)
 class Zone:
     """``host_slots``: how many backups run at once on one of its hosts. ``repository_slots``: how many volumes are
-    copied to, or read back from, one of its repositories at once. They are the sizes of Airflow's pools.
+    copied to, or read back from, one of its repositories at once. They are the sizes of Airflow's pools. ``spread``:
+    new VMs go to any of the repositories, not to the first.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Zone:
     repositories: tuple[str, ...]
     host_slots: int = 2
     repository_slots: int = 8
+    spread: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Policy:
     """Cron expressions, in ``timezone``."""
     blackout: tuple[Blackout, ...] = ()
     repository: str | None = None
-    """None: the default of the VM's zone."""
+    """None: that of the VM's zone."""
     rpo: Rpo | None = None
     slo: float = 99.0
     """Percent of the time in which the RPO has to hold."""
@@ -160,9 +163,21 @@ class Fleet:
         """Where the VMs of the policy can be."""
         return tuple(zone for zone in self.zones if not policy.selector.zones or zone.name in policy.selector.zones)
 
-    def repository_of(self, policy: Policy, *, host: str) -> str:
-        """Where the backups of the policy's VMs on this host go. Raises UnknownHost."""
-        return policy.repository or self.zone_of(host).repositories[0]
+    def repository_of(self, policy: Policy, *, host: str, vm_uuid: str, holds: str) -> str:
+        """Where the backups of one of the policy's VMs on this host go. Raises UnknownHost.
+
+        ``holds``: the repository of its newest backup, with which its chain goes on wherever the zone spreads its VMs;
+        empty: it has none. Which repository a VM gets then is told by its UUID and by nothing else: it is the same
+        whoever asks, and one that comes to the zone takes from each of the others as many as from the next.
+        """
+        if policy.repository is not None:
+            return policy.repository
+        zone = self.zone_of(host)
+        if not zone.spread:
+            return zone.repositories[0]
+        if holds in zone.repositories:
+            return holds
+        return max(zone.repositories, key=lambda name: sha256(f"{vm_uuid} {name}".encode()).digest())
 
 
 def is_chosen(name: str, globs: Sequence[str]) -> bool:

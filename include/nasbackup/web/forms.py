@@ -6,13 +6,14 @@ the same params. To be replaced by links once Airflow's can.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
-from nasbackup.catalog import Cursor
+from nasbackup.catalog import Cursor, due
 from nasbackup.catalog.pages import fleet, history
 from nasbackup.web import views
 from nasbackup.web.params import Word
@@ -30,7 +31,7 @@ def backup_form(page: Here, vm: UUID) -> Response:
     """Back up this VM now."""
     with page.reading() as cursor:
         row = _vm(cursor, str(vm))
-        conf = {"vm": row.name, "host": row.host, **_from_policy(page, row)}
+        conf = {"vm": row.name, "host": row.host, **_from_policy(page, cursor, row)}
         title, why_not = f"Back up {row.name} now", views.why_no_backup(page, row)
         return _form(page, cursor, dag_id=BACKUP, title=title, vm=row, conf=conf, why_not=why_not)
 
@@ -60,7 +61,7 @@ def _form(
     return page.show("form.html", cursor=cursor, view="fleet", **values)
 
 
-def _from_policy(page: Page, row: fleet.Row) -> dict[str, Any]:
+def _from_policy(page: Page, cursor: Cursor, row: fleet.Row) -> dict[str, Any]:
     """What the VM's policy says about its backups."""
     known, _ = page.fleet()
     if known is None or known.find_zone(row.host) is None:
@@ -68,7 +69,10 @@ def _from_policy(page: Page, row: fleet.Row) -> dict[str, Any]:
     policy = known.policy_of(vm=row.name, host=row.host, title=row.title, metadata=row.metadata)
     if policy is None:
         return {}
-    return {"repository": known.repository_of(policy, host=row.host), **policy.params()}
+    state = due.states(cursor, vm_uuids=[row.uuid], now=datetime.now(UTC)).get(row.uuid)
+    holds = state.holds if state is not None else ""
+    repository = known.repository_of(policy, host=row.host, vm_uuid=row.uuid, holds=holds)
+    return {"repository": repository, **policy.params()}
 
 
 def _vm(cursor: Cursor, uuid: str) -> fleet.Row:
