@@ -31,7 +31,7 @@ from nasbackup.airflow.deadline import backup_deadline
 from nasbackup.airflow.forms import backup_params
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.try_again import TryAgainOperator
-from nasbackup.fleet import load
+from nasbackup.fleet.last_valid import last_valid
 
 VOLUME_LABEL = "{{ volume_label }}"
 
@@ -42,7 +42,7 @@ VOLUME_LABEL = "{{ volume_label }}"
     description="Full or incremental backup of one VM to the NAS",
     doc_md=__doc__,
     schedule=None,
-    params=backup_params(load()),
+    params=backup_params(last_valid()),
     tags=["nas-backup"],
     max_active_runs=64,
     deadline=backup_deadline(),

@@ -11,7 +11,8 @@
   needed, and follow `host_slots` and `repository_slots` of `fleet.yaml`; what is set under Admin → Pools stays until
   those change.
 
-A night that was missed is caught up once. Changes of `fleet.yaml` need no restart.
+A night that was missed is caught up once. Changes of `fleet.yaml` need no restart; while it is wrong the last valid one
+counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from nasbackup.airflow.forms import policy_params
 from nasbackup.airflow.pools import BACK_UP, POLICY_DAG, group_of
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.schedule import at_its_times
-from nasbackup.fleet import Fleet, Policy, load
+from nasbackup.fleet import Fleet, Policy
+from nasbackup.fleet.last_valid import last_valid
 
 
 def define(policy: Policy, *, fleet: Fleet) -> None:
@@ -49,7 +51,7 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
 
             return policy_tasks.is_open(policy=policy.name, params=get_current_context()["params"])
 
-        @task
+        @task(execution_timeout=timedelta(minutes=15))
         def due(host: str) -> list[dict[str, Any]]:
             """Which VMs of this host are to be backed up."""
             from nasbackup.airflow import policy_tasks
@@ -82,7 +84,7 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
     nas_backup_policy()
 
 
-known = load()
+known = last_valid()
 for each in known.policies:
     if each.schedule:
         define(each, fleet=known)

@@ -28,7 +28,7 @@ from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.approval import ApproveWhenAsked
 from nasbackup.airflow.restore_form import restore_params
 from nasbackup.airflow.retries import task_defaults
-from nasbackup.fleet import load
+from nasbackup.fleet.last_valid import last_valid
 
 
 @dag(
@@ -37,7 +37,7 @@ from nasbackup.fleet import load
     description="Restore a backup: to images, to a new VM, in place, or one volume as a new disk",
     doc_md=__doc__,
     schedule=None,
-    params=restore_params(load()),
+    params=restore_params(last_valid()),
     tags=["nas-backup"],
     is_paused_upon_creation=False,
     default_args=task_defaults(),

@@ -22,7 +22,7 @@ from airflow.sdk import dag, get_current_context, task
 from nasbackup.airflow.drill_form import drill_params
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.schedule import at_its_times
-from nasbackup.fleet import load
+from nasbackup.fleet.last_valid import last_valid
 
 
 @dag(
@@ -33,7 +33,7 @@ from nasbackup.fleet import load
     schedule=at_its_times("0 0 * * 0"),
     catchup=False,
     max_active_runs=1,
-    params=drill_params(load()),
+    params=drill_params(last_valid()),
     tags=["nas-backup"],
     default_args=task_defaults(),
 )

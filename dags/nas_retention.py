@@ -20,11 +20,13 @@
 * **capacity** notes how full each repository is, and fails when it passes a threshold of `fleet.yaml`.
 
 A scheduled run deletes; a manual run only reports, unless `dry_run` is set to false. `backups` deletes what it names,
-`vms` and `rules` limit or replace what `fleet.yaml` says for one run.
+`vms` and `rules` limit or replace what `fleet.yaml` says for one run. While `fleet.yaml` is wrong `report` fails, and
+nothing is deleted.
 """
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -33,7 +35,7 @@ from nasbackup.airflow.approval import ApproveWhenAsked
 from nasbackup.airflow.forms import is_dry_run, retention_params
 from nasbackup.airflow.retries import task_defaults
 from nasbackup.airflow.schedule import at_its_times
-from nasbackup.fleet import load
+from nasbackup.fleet.last_valid import last_valid
 
 
 @dag(
@@ -49,7 +51,7 @@ from nasbackup.fleet import load
     default_args=task_defaults(),
 )
 def nas_retention() -> None:
-    @task(multiple_outputs=True)
+    @task(multiple_outputs=True, execution_timeout=timedelta(hours=2))
     def report() -> dict[str, Any]:
         """Judge every backup; nothing is deleted."""
         from nasbackup.airflow import retention_tasks
@@ -95,7 +97,7 @@ def nas_retention() -> None:
     deleted = delete.expand(work=approved.output)
     # Leaves: the run fails when one does. One behind the other would hide what happened to the first.
     summary(deleted)
-    deleted >> capacity.expand(repository=load().repositories)
+    deleted >> capacity.expand(repository=last_valid().repositories)
     # Both of these run, and end well, whatever has failed before them.
     deleted >> EmptyOperator(task_id="nothing_failed", trigger_rule="none_failed")
     # Apart: nobody has to wait for this answer.

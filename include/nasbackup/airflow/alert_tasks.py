@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from nasbackup import fleet
 from nasbackup.airflow import hooks, measures, notify
 from nasbackup.catalog import Database
 from nasbackup.errors import UnknownChannel
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.sla.channels import Channel
 from nasbackup.steps import alerts
 from nasbackup.steps.measure import measure_hourly
@@ -51,7 +51,7 @@ def _store(database: Database, *, name: str) -> Store:
 
 
 def _channel(name: str) -> Channel:
-    channels = fleet.load().channels
+    channels = last_valid().channels
     for channel in channels:
         if channel.name == name:
             return channel

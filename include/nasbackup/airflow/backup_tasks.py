@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from nasbackup import fleet, steps
+from nasbackup import steps
 from nasbackup.airflow import hooks, measures, variables
 from nasbackup.airflow.forms import backup_params, require_known_keys
 from nasbackup.errors import ParamInvalid, UnknownRepository
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.fleet.units import rate
 from nasbackup.handling import Compression, VerifyLevel
 from nasbackup.model import Backup, BackupVolume, Mode, Quiesce
@@ -23,7 +24,7 @@ Payload = dict[str, Any]
 
 
 def decide_chain(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: str) -> Payload:
-    zones = fleet.load()
+    zones = last_valid()
     require_known_keys(conf, form=backup_params(zones))
     zone = zones.zone_of(params["host"])
     repository = params["repository"] or zone.repositories[0]

@@ -31,9 +31,9 @@ class BeginBackupOperator(TriggerDagRunOperator):
         self.vm = vm
 
     def execute(self, context: Context) -> None:
-        from nasbackup import fleet
+        from nasbackup.fleet.last_valid import last_valid
 
-        opens = fleet.load().policy(self.policy).opens(datetime.now(UTC))
+        opens = last_valid().policy(self.policy).opens(datetime.now(UTC))
         if opens > datetime.now(UTC) and not context["params"]["ignore_blackout"]:
             raise AirflowSkipException(f"A blackout window until {opens:%H:%M %Z}: {self.vm} is left for the next run.")
         if context["ti"].try_number > 1:  # somebody has cleared it: the run of the first try is there

@@ -7,11 +7,11 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from nasbackup import fleet
 from nasbackup.airflow import hooks
 from nasbackup.airflow.drill_form import drill_params
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.catalog import backups, drills
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.pick import Pick, pick
 from nasbackup.steps.drill import DrillRequest, drill, require_ok
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def choose(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None) -> dict[str, str]:
     """The backup, and the host where it boots. Raises UnknownParam, PickFailed, BackupNotFound."""
-    known = fleet.load()
+    known = last_valid()
     require_known_keys(conf, form=drill_params(known))
     with hooks.catalog().transaction() as cursor:
         name = params["backup"] or pick(

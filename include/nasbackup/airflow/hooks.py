@@ -8,9 +8,9 @@ from typing import Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from nasbackup import fleet
 from nasbackup.catalog import Database
 from nasbackup.errors import ConnectionInvalid, UnknownHost, UnknownRepository
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.model import Host, Repository, RepositoryType
 from nasbackup.steps.ticket import Site
 
@@ -35,7 +35,7 @@ class LibvirtHook(BaseHook):
             connection = self.get_connection(self.libvirt_conn_id)
         except AirflowNotFoundException as error:
             raise UnknownHost(
-                host=self.libvirt_conn_id, known=f"{', '.join(fleet.load().hosts)} (in fleet.yaml)"
+                host=self.libvirt_conn_id, known=f"{', '.join(last_valid().hosts)} (in fleet.yaml)"
             ) from error
         extra = _extra(connection, expected=self.conn_type)
         default = Host(name=self.libvirt_conn_id)
@@ -74,7 +74,7 @@ class NasHook(BaseHook):
         try:
             connection = self.get_connection(self.nas_conn_id)
         except AirflowNotFoundException as error:
-            raise UnknownRepository(repository=self.nas_conn_id, known=", ".join(fleet.load().repositories)) from error
+            raise UnknownRepository(repository=self.nas_conn_id, known=", ".join(last_valid().repositories)) from error
         extra = _extra(connection, expected=self.conn_type)
         path = extra.get("path") or ""
         if not os.path.isabs(path):

@@ -12,8 +12,8 @@ from nasbackup.airflow import hooks, mapped
 from nasbackup.airflow.forms import policy_params, require_known_keys
 from nasbackup.catalog import Database, due
 from nasbackup.fleet import Fleet, Policy
-from nasbackup.hypervisor import connect
-from nasbackup.hypervisor.inventory import seen_vms
+from nasbackup.fleet.last_valid import last_valid
+from nasbackup.hypervisor.survey import vms_of
 from nasbackup.model import SeenVm
 from nasbackup.sla.freshness import age_of
 
@@ -25,7 +25,7 @@ Payload = dict[str, Any]
 def is_open(*, policy: str, params: Mapping[str, Any], now: datetime | None = None) -> bool:
     """Whether backups may be begun now. Raises UnknownPolicy, FleetInvalid."""
     now = now or datetime.now(UTC)
-    opens = fleet.load().policy(policy).opens(now)
+    opens = last_valid().policy(policy).opens(now)
     if opens > now and not params["ignore_blackout"]:
         log.info("A blackout window: nothing is begun before %s", opens)
         return False
@@ -42,10 +42,9 @@ def due_vms(
     CatalogUnreachable, UnknownPolicy.
     """
     require_known_keys(conf, form=policy_params())
-    known = fleet.load()
+    known = last_valid()
     promised = known.policy(policy)
-    with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
-        seen = seen_vms(hypervisor)
+    seen = vms_of(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
     mine = [
         vm for vm in seen if _has(vm, policy=promised, known=known) and fleet.is_chosen(vm.name, params["vms"] or ())
     ]

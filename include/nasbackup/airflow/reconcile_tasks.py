@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from nasbackup import fleet
 from nasbackup.airflow import hooks
 from nasbackup.airflow.forms import reconcile_params, require_known_keys
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.hypervisor import connect
 from nasbackup.reconcile import Action, act, observe, plan
 from nasbackup.reconcile.act import Outcome
@@ -25,7 +25,7 @@ def find(*, conf: Mapping[str, Any] | None) -> list[Payload]:
     """Plan for every host and every repository of its zone. Fails as a whole when one of them cannot be seen."""
     require_known_keys(conf, form=reconcile_params())
     plans = []
-    for zone in fleet.load().zones:
+    for zone in last_valid().zones:
         for host in zone.hosts:
             for repository in zone.repositories:
                 actions = plan(observe(hooks.site(host=host, repository=repository))).actions

@@ -9,13 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from nasbackup import fleet
 from nasbackup.airflow import hooks, instant_tasks
 from nasbackup.airflow.approval import PATIENCE
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
 from nasbackup.catalog import Database, backups, readings, restores
 from nasbackup.errors import NoBackupBefore, ParamInvalid, TargetExists
+from nasbackup.fleet.last_valid import last_valid
 from nasbackup.model import Backup, Host, Target
 from nasbackup.restore.files import require_room
 from nasbackup.restore.image import (
@@ -46,7 +46,7 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
     again, but for this backup, which is kept until the run has ended.
     Raises RequestError, BackupNotRestorable, TargetExists, NotEnoughSpace, VmNotStopped, VmBusy.
     """
-    require_known_keys(conf, form=restore_params(fleet.load()))
+    require_known_keys(conf, form=restore_params(last_valid()))
     bench = _bench(params, run_id=run_id)
     backup = _resolve(bench.database, params)
     if params["target"] == instant_tasks.TARGET:

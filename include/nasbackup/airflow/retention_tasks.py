@@ -15,7 +15,9 @@ from nasbackup.airflow.forms import require_known_keys, retention_params
 from nasbackup.catalog import Database, backups, capacity
 from nasbackup.errors import NasBackupError, RepositoryFilling, RequestError
 from nasbackup.fleet import Fleet
-from nasbackup.hypervisor import connect
+from nasbackup.fleet.last_valid import last_valid
+from nasbackup.hypervisor import Hypervisor, connect
+from nasbackup.hypervisor.survey import survey
 from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
@@ -173,15 +175,18 @@ def rules_of(params: Mapping[str, Any]) -> RetentionRules | None:
 
 def defined_vms(known: Fleet) -> dict[str, frozenset[str] | None]:
     """UUIDs of the VMs that each host defines; None where nobody could ask: any VM may be there."""
-    found: dict[str, frozenset[str] | None] = {}
+    answers: dict[str, frozenset[str] | NasBackupError] = {}
+    hosts = []
     for host in known.hosts:
         try:
-            with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
-                found[host] = hypervisor.defined_uuids()
+            hosts.append(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
         except NasBackupError as error:
-            log.warning("Whether VMs of %s were undefined is not known: %s", host, error)
-            found[host] = None
-    return found
+            answers[host] = error
+    answers.update(survey(hosts, Hypervisor.defined_uuids))
+    for host, answer in answers.items():
+        if isinstance(answer, NasBackupError):
+            log.warning("Whether VMs of %s were undefined is not known: %s", host, answer)
+    return {host: None if isinstance(answer, NasBackupError) else answer for host, answer in answers.items()}
 
 
 def _log_verdicts(holding: Any, policy: str, verdicts: Sequence[Any]) -> None:
@@ -208,7 +213,7 @@ def summary(*, deleted: Sequence[Payload]) -> Payload:
 
 def measure_capacity(*, repository: str, dry_run: bool) -> Payload:
     """Note how full the repository is. Raises RepositoryFilling when a threshold of fleet.yaml is passed."""
-    thresholds, database = fleet.load().capacity, hooks.catalog()
+    thresholds, database = last_valid().capacity, hooks.catalog()
     store = Store(database=database, repository=hooks.NasHook(nas_conn_id=repository).get_conn())
     sample = measure(store, now=datetime.now(UTC))
     with database.transaction() as cursor:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, variables
-from nasbackup.errors import NasBackupError
+from nasbackup.errors import NasBackupError, SettingInvalid
 from nasbackup.fleet import Fleet
-from nasbackup.hypervisor import connect
+from nasbackup.fleet.last_valid import standing
 from nasbackup.hypervisor.inventory import seen_vms
+from nasbackup.hypervisor.survey import survey
+from nasbackup.settings import DEFAULT_DEADLINE
 from nasbackup.sla.alerts import Scope, identity
-from nasbackup.sla.findings import Severity, Subject, SubjectKind
+from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
+from nasbackup.sla.settings import AIRFLOW, fleet_invalid, setting_invalid
 from nasbackup.steps import alerts
 from nasbackup.steps.look import Seen, ended, in_short, look
+from nasbackup.words import span
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +29,17 @@ _SHOWN = 100
 
 
 def look_at_fleet() -> dict[str, Any]:
-    """Ask every host, judge every VM, open and close alerts. A host that does not answer is a finding, no failure.
+    """Ask every host, judge every VM, open and close alerts. A host that does not answer is a finding, no failure, and
+    so are a wrong fleet.yaml and a wrong Variable.
 
-    Raises FleetInvalid, CatalogUnreachable, SettingInvalid.
+    Raises CatalogUnreachable; FleetInvalid when no valid fleet.yaml was ever read here.
     """
-    known, database, now = fleet.load(), hooks.catalog(), datetime.now(UTC)
-    found = look(database, fleet=known, seen=_ask(known), now=now, deadline=variables.deadline())
+    known, wrong = _fleet()
+    database, now = hooks.catalog(), datetime.now(UTC)
+    deadline, also_wrong = _deadline()
+    found = look(database, fleet=known, seen=_ask(known), now=now, deadline=deadline)
+    found.findings += [*wrong, *also_wrong]
+    found.subjects.add(AIRFLOW)
     changed = alerts.settle(
         database,
         findings=found.findings,
@@ -56,14 +65,31 @@ def look_at_fleet() -> dict[str, Any]:
     }
 
 
+def _fleet() -> tuple[Fleet, list[Finding]]:
+    current = standing(fleet.path())
+    if current.written_at is None:
+        return current.fleet, []
+    return current.fleet, [fleet_invalid(problem=current.problem, written_at=current.written_at)]
+
+
+def _deadline() -> tuple[timedelta, list[Finding]]:
+    """Of backups of VMs whose policy names none: as ``deadline.backup_deadline`` has it."""
+    try:
+        return variables.deadline(), []
+    except SettingInvalid as error:
+        return DEFAULT_DEADLINE, [setting_invalid(error, counts=span(DEFAULT_DEADLINE))]
+
+
 def _ask(known: Fleet) -> Seen:
     seen: dict[str, Any] = {}
+    hosts = []
     for host in known.hosts:
         try:
-            with connect(hooks.LibvirtHook(libvirt_conn_id=host).get_conn()) as hypervisor:
-                seen[host] = seen_vms(hypervisor)
+            hosts.append(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
         except NasBackupError as error:
             seen[host] = str(error)
+    for host, answer in survey(hosts, seen_vms).items():
+        seen[host] = str(answer) if isinstance(answer, NasBackupError) else answer
     return seen
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup.errors import FleetInvalid, ParamInvalid
-from nasbackup.fleet.document import first_problem, read, schema
+from nasbackup.fleet.document import Document, first_problem, read, schema
 from nasbackup.fleet.parse import parse, require_timezone
 from nasbackup.fleet.policy import Fleet, Policy, Rpo, Selector, Zone, is_chosen
 from nasbackup.retention.rules import RetentionRules
@@ -49,6 +49,7 @@ __all__ = [
     "is_chosen",
     "load",
     "path",
+    "read_document",
     "require_timezone",
     "retention_rules",
 ]
@@ -62,8 +63,16 @@ def path() -> Path:
 
 
 def load(file: Path | None = None) -> Fleet:
-    """The fleet. Raises FleetInvalid, which names file, line, field and problem."""
-    return parse(read(file or path(), where_from=f"its place is set by ${ENVIRONMENT}"))
+    """The fleet. Raises FleetInvalid, which names file, line, field and problem.
+
+    For what a person does. What Airflow does by itself asks ``fleet.last_valid``, which survives a slip of the pen.
+    """
+    return parse(read_document(file or path()))
+
+
+def read_document(file: Path) -> Document:
+    """Raises FleetInvalid."""
+    return read(file, where_from=f"its place is set by ${ENVIRONMENT}")
 
 
 def retention_rules(document: Any, *, named: str) -> RetentionRules:

@@ -1,25 +1,30 @@
-"""``fleet.yaml`` for those who ask often: read again only when the file is another one."""
+"""The fleet that Airflow goes by, for those who ask often: read again only when the file is another one."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
-from nasbackup.fleet import Fleet, load, path
+from nasbackup.fleet import Fleet, path
+from nasbackup.fleet.last_valid import copy_of, standing
+
+Stamp = tuple[int, int, int] | None
 
 
 def current() -> Fleet:
-    """Raises FleetInvalid, each time anew."""
+    """As ``last_valid``. Raises FleetInvalid, each time anew."""
     file = path()
+    return _load(file, _stamp(file), _stamp(copy_of(file)))
+
+
+def _stamp(file: Path) -> Stamp:
     try:
         stat = file.stat()
-        stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
     except OSError:
-        return load(file)  # says what is wrong
-    return _load(str(file), stamp)
+        return None
+    return stat.st_ctime_ns, stat.st_size, stat.st_ino
 
 
 @functools.lru_cache(maxsize=4)
-def _load(file: str, _stamp: tuple[int, int, int]) -> Fleet:
-    from pathlib import Path
-
-    return load(Path(file))
+def _load(file: Path, _file: Stamp, _copy: Stamp) -> Fleet:
+    return standing(file).fleet

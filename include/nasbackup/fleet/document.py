@@ -21,9 +21,10 @@ Path_ = Sequence[str | int]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """``content`` fits the schema. ``node``: the same with the lines in which it was written."""
+    """``content`` fits the schema. ``node``: the same with the lines in which it was written; ``text``: as it is."""
 
     file: Path
+    text: str
     content: Mapping[str, Any]
     node: yaml.Node | None
 
@@ -47,7 +48,7 @@ def read(file: Path, *, where_from: str) -> Document:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or f"not YAML: {' '.join(str(error).split())}"
         raise _refusal(file, field="file", problem=problem, line=mark.line + 1 if mark else None) from error
-    document = Document(file=file, content=content, node=node)
+    document = Document(file=file, text=text, content=content, node=node)
     wrong = first_problem(content, schema=schema())
     if wrong is not None:
         raise document.refuse(*wrong)

@@ -24,6 +24,8 @@ class Kind(StrEnum):
     HOST_DROPPED = "host_dropped"  # it went from fleet.yaml, and nobody looks at its VMs
     REPOSITORY_FILLING = "repository_filling"
     REPOSITORY_SILENT = "repository_silent"  # nobody knows how full it is by now
+    FLEET_INVALID = "fleet_invalid"  # fleet.yaml is wrong, and what was valid before is gone by
+    SETTING_INVALID = "setting_invalid"  # a Variable is wrong, and its default is gone by
 
 
 class Severity(StrEnum):
@@ -34,7 +36,7 @@ class Severity(StrEnum):
 class SubjectKind(StrEnum):
     VM = "vm"
     REPOSITORY = "repository"
-    HOST = "host"
+    HOST = "host"  # of VMs, or the one that runs Airflow
 
 
 @dataclass(frozen=True, kw_only=True)
