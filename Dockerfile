@@ -63,13 +63,13 @@ RUN /opt/uv/bin/uv sync --frozen --no-dev --no-editable --no-progress --python /
 # --- Airflow's components ---------------------------------------------------------------------------------------
 FROM system AS nasbackup
 # The logs are written by the scheduler, which runs as a user of the host's, and read by the api-server: the
-# volume is shared through the group. An airflow.cfg must exist, or each start writes one; settings are
-# environment variables (docker-compose.yaml).
+# volume is shared through the group, and so is that of the copies of fleet.yaml. An airflow.cfg must exist, or
+# each start writes one; settings are environment variables (docker-compose.yaml).
 RUN groupadd --gid 50000 nasbackup \
  && useradd --uid 50000 --gid nasbackup --home-dir /opt/airflow --no-create-home --shell /usr/sbin/nologin nasbackup \
  && install -d /opt/airflow /opt/nasbackup \
  && install -m 0644 /dev/null /opt/airflow/airflow.cfg \
- && install -d -o nasbackup -g nasbackup -m 2775 /opt/airflow/logs
+ && install -d -o nasbackup -g nasbackup -m 2775 /opt/airflow/logs /opt/airflow/nasbackup
 ENV AIRFLOW_HOME=/opt/airflow PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 COPY docker/command.py /usr/local/bin/airflow
 COPY docker/command.py /usr/local/bin/nasbackup
@@ -78,7 +78,7 @@ COPY --from=build /opt/nasbackup/venv /opt/nasbackup/venv
 COPY dags /opt/nasbackup/dags
 # There may be no plugins: COPY wants to find something, and Airflow reads nothing but Python files there.
 COPY pyproject.toml plugin[s] /opt/nasbackup/plugins/
-VOLUME /opt/airflow/logs
+VOLUME /opt/airflow/logs /opt/airflow/nasbackup
 WORKDIR /opt/airflow
 USER 50000:50000
 CMD ["airflow", "version"]

@@ -1,4 +1,4 @@
-"""A breach of an SLA and a deadline that passes: a real scheduler sees them, real servers are told."""
+"""A breach of an SLA, a deadline that passes, a wrong fleet.yaml: a real scheduler sees them, real servers are told."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,20 @@ def open_alerts(plant: Plant, machine: lab.LabVm) -> list[str]:
         return [row["kind"] for row in cursor.fetchall()]
 
 
-def about(machine: lab.LabVm, posted: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(event, kind) of what a webhook heard of the VM."""
+def about(label: str, posted: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(event, kind) of what a webhook heard of the VM, or of Airflow."""
     told = [alert for document in posted for alert in document["alerts"]]
-    return [(alert["event"], alert["kind"]) for alert in told if alert["label"] == machine.name]
+    return [(alert["event"], alert["kind"]) for alert in told if alert["label"] == label]
+
+
+def put_hook(plant: Plant, *, port: int) -> None:
+    """The Connection of a channel that posts to this port."""
+    plant.airflow.put_connection(connection_id="http_test", conn_type="http", extra={})
+    plant.airflow.request(
+        "PATCH",
+        "/connections/http_test",
+        json={"connection_id": "http_test", "conn_type": "http", "host": "127.0.0.1", "port": port},
+    )
 
 
 def test_a_breach_is_told_once_and_so_is_its_end(
@@ -84,12 +95,7 @@ def test_a_breach_is_told_once_and_so_is_its_end(
     smtp.start()
     try:
         with listener() as (port, posted):
-            plant.airflow.put_connection(connection_id="http_test", conn_type="http", extra={})
-            plant.airflow.request(
-                "PATCH",
-                "/connections/http_test",
-                json={"connection_id": "http_test", "conn_type": "http", "host": "127.0.0.1", "port": port},
-            )
+            put_hook(plant, port=port)
             plant.airflow.put_connection(connection_id="smtp_test", conn_type="smtp", extra={})
             plant.airflow.request(
                 "PATCH",
@@ -110,9 +116,9 @@ def test_a_breach_is_told_once_and_so_is_its_end(
                 "    mail: {type: smtp, connection: smtp_test, to: [ops@example.org], severity: critical}\n"
             )
             fleet_file.write_text(text)
-            wait_for_channels(plant)
+            wait_for_channels(plant, 2)
             watch(plant)
-            assert (open_alerts(plant, machine), about(machine, posted)) == ([], [])
+            assert (open_alerts(plant, machine), about(machine.name, posted)) == ([], [])
             with plant.database.transaction() as cursor:
                 cursor.execute(
                     "UPDATE vm SET first_seen_at = now() - interval '3 hours' WHERE uuid = %s", (machine.uuid,)
@@ -121,46 +127,71 @@ def test_a_breach_is_told_once_and_so_is_its_end(
             assert any(machine.name in sentence for sentence in found["worst"])
             assert open_alerts(plant, machine) == ["never_backed_up"]
             watch(plant)  # still so: nobody is told again
-            assert about(machine, posted) == [("opened", "never_backed_up")]
+            assert about(machine.name, posted) == [("opened", "never_backed_up")]
             plant.backup_at_once(machine.name)
             watch(plant)
             assert open_alerts(plant, machine) == []
-            assert about(machine, posted) == [("opened", "never_backed_up"), ("closed", "never_backed_up")]
+            assert about(machine.name, posted) == [("opened", "never_backed_up"), ("closed", "never_backed_up")]
     finally:
         smtp.stop()
     assert len([mail for mail in mailbox.mails if machine.name in mail]) == 2
     assert re.search(r"^To: .*ops@example\.org", mailbox.mails[0], re.MULTILINE)
 
 
-def wait_for_channels(plant: Plant) -> None:
+def wait_for_channels(plant: Plant, count: int) -> None:
     """Until Airflow has read the channels: a version of the DAG that was not there before."""
     deadline = time.monotonic() + 120
     while True:
         run_id = plant.airflow.trigger("nas_sla_watch", conf={})
         plant.airflow.wait("nas_sla_watch", run_id, timeout=120)
         told = [task for task in plant.airflow.tasks("nas_sla_watch", run_id) if task.task_id == "deliver"]
-        if len(told) == 2:
+        if len(told) == count:
             return
         assert time.monotonic() < deadline, told
         time.sleep(5)
 
 
-def test_a_run_that_takes_too_long_is_told_by_airflows_deadline(
-    plant: Plant, make_vm: Callable[..., lab.LabVm], variable: Callable[[str, str], None]
+def test_a_run_that_takes_too_long_is_told_by_airflows_deadline_also_while_fleet_yaml_is_wrong(
+    plant: Plant, make_vm: Callable[..., lab.LabVm], variable: Callable[[str, str], None], fleet_file: Path
 ) -> None:
     variable("nas.backup.deadline.seconds", "10")
-    deadline = time.monotonic() + 120
-    while plant.airflow.deadlines("nas_backup") != [10]:
-        assert time.monotonic() < deadline, "Airflow has not read the DAG again"
-        time.sleep(1)
     machine = make_vm("late", 64 * MIB)
     machine.guest_io("vda", f"write -P 5 0 {32 * MIB}")
-    run_id = plant.backup(machine.name)
-    with stopped_copy(machine.name, file="root.vda", timeout=60):
-        deadline = time.monotonic() + 90
-        while open_alerts(plant, machine) != ["overdue"]:
-            assert time.monotonic() < deadline, open_alerts(plant, machine)
-            time.sleep(1)
-    assert plant.recorded(run_id)
-    watch(plant)
-    assert open_alerts(plant, machine) == ["unprotected"]
+    with listener() as (port, posted):
+        put_hook(plant, port=port)
+        channel = "hook: {type: webhook, connection: http_test, endpoint: /hook}"
+        valid = fleet_file.read_text() + f"alerts:\n  channels:\n    {channel}\n"
+        fleet_file.write_text(valid)
+        wait_for_channels(plant, 1)
+        wait_for(lambda: plant.airflow.deadlines("nas_backup") == [10], "Airflow has not read the DAG again")
+        fleet_file.write_text(valid.replace("keep_last: 2", "keep_last: two"))
+        broken_at = datetime.now(UTC)
+        run_id = plant.airflow.trigger("nas_backup", conf={"vm": machine.name})  # the host is the form's
+        with stopped_copy(machine.name, file="root.vda", timeout=60):
+            wait_for(lambda: open_alerts(plant, machine) == ["overdue"], "no deadline has passed")
+            found = watch(plant)
+            assert found["findings"]["fleet_invalid"] == 1
+            assert ("opened", "overdue") in about(machine.name, posted)
+            assert about("Airflow", posted) == [("opened", "fleet_invalid")]
+        assert plant.recorded(run_id)
+        watch(plant)
+        assert open_alerts(plant, machine) == ["unprotected"]
+        assert ("closed", "overdue") in about(machine.name, posted)
+        wait_for(lambda: parsed_at(plant, "nas_sla_watch") > broken_at, "the dag-processor has not read the file again")
+        fleet_file.write_text(valid)
+        watch(plant)
+        assert about("Airflow", posted) == [("opened", "fleet_invalid"), ("closed", "fleet_invalid")]
+
+
+def wait_for(happened: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(1)
+
+
+def parsed_at(plant: Plant, dag_id: str) -> datetime:
+    details = plant.airflow.request("GET", f"/dags/{dag_id}")
+    assert not details["is_stale"]
+    assert plant.airflow.request("GET", "/importErrors")["total_entries"] == 0
+    return datetime.fromisoformat(details["last_parsed_time"])

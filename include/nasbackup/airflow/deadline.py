@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,25 +42,42 @@ def _interval() -> timedelta:
 
 
 async def missed(context: dict[str, Any], seconds: int) -> None:
-    """Open the alert and tell its channels; in the triggerer. The next look of nas_sla_watch closes it in time."""
+    """Open the alert and put into the outbox what its channels are told; in the triggerer.
+
+    The next run of nas_sla_watch delivers it, and one of its looks closes it when it is over.
+    """
     from nasbackup.airflow import hooks
 
-    catalog = await hooks.catalog_async()
-    await asyncio.to_thread(_tell, catalog, conf=context["dag_run"]["conf"] or {}, deadline=timedelta(seconds=seconds))
+    catalog, run = await hooks.catalog_async(), context["dag_run"]
+    deadline = timedelta(seconds=seconds)
+    await asyncio.to_thread(_tell, catalog, run_id=run["dag_run_id"], conf=run["conf"] or {}, deadline=deadline)
 
 
-def _tell(catalog: Any, *, conf: dict[str, Any], deadline: timedelta) -> None:
-    from nasbackup import fleet
-    from nasbackup.catalog import vms
+def _tell(catalog: Any, *, run_id: str, conf: dict[str, Any], deadline: timedelta) -> None:
+    """A policy's own deadline counts in place of ``deadline``, after which this is called: if it is longer nothing is
+    said, and the look does when its time has come.
+    """
+    from nasbackup.catalog import late
+    from nasbackup.fleet.last_valid import last_valid
     from nasbackup.sla.findings import Subject, SubjectKind
     from nasbackup.sla.freshness import overdue
     from nasbackup.steps import alerts
+    from nasbackup.words import span
 
+    known = last_valid()
+    name, host = conf.get("vm") or "", conf.get("host") or known.hosts[0]  # as the form of nas_backup has it
     with catalog.transaction() as cursor:
-        uuid = vms.find_uuid(cursor, name=conf.get("vm", ""), host=conf.get("host", ""))
-    if uuid is None:
+        vm = late.vm_of_run(cursor, run_id=run_id, vm=name, host=host)
+    if vm is None:
         log.warning("A run is late, and its VM is not known to the catalog yet: %s", conf)
         return
-    subject = Subject(kind=SubjectKind.VM, key=uuid, label=conf["vm"])
-    finding = overdue(subject=subject, what=f"A backup of {conf['vm']}", took=deadline, deadline=deadline)
-    alerts.settle(catalog, findings=[finding], looked_at=(), channels=fleet.load().channels, now=datetime.now(UTC))
+    policy = known.policy_of(vm=name, host=host, title=vm.title, metadata=vm.metadata)
+    promised = (policy and policy.deadline) or deadline
+    if vm.ended or promised > deadline:
+        return
+    subject = Subject(kind=SubjectKind.VM, key=vm.uuid, label=name)
+    finding = overdue(subject=subject, what=f"A backup of {name}", took=deadline, deadline=promised)
+    if not vm.began:
+        text = f"A backup of {name} was asked for {span(deadline)} ago and has not begun"
+        finding = replace(finding, text=f"{text}; its deadline was {span(promised)}.")
+    alerts.settle(catalog, findings=[finding], looked_at=(), channels=known.channels, now=datetime.now(UTC))

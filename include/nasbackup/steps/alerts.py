@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
-from nasbackup.catalog import Database, alerts
+from nasbackup.catalog import Database, alerts, late
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
 from nasbackup.sla.alerts import Changes, Identity, Scope, changes, identity
 from nasbackup.sla.channels import Channel, ChannelType
@@ -63,9 +63,10 @@ def settle(
         gone, judged = alerts.vms_that_are_gone(cursor), alerts.vm_scopes(cursor)
         ours = _ours(looked, judged=judged, gone=gone)
         dropped = alerts.drop_for_nobody(cursor, channels=[channel.name for channel in channels], subjects=ours)
+        known, still_late = alerts.open_alerts(cursor), late.still(cursor, now=now)
         changed = changes(
-            alerts.open_alerts(cursor),
-            findings,
+            known,
+            [*findings, *(alert.finding for alert in known if alert.alert_id in still_late)],
             looked_at=looked | gone.keys(),
             ours=ours,
             channels=channels,
