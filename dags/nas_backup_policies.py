@@ -17,6 +17,7 @@ counts.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import dag, get_current_context, task, task_group

@@ -41,7 +41,7 @@ def measure_repositories() -> None:
     After the look, so that a NAS that does not answer holds up no verdict: what is found of it is the next look's.
     """
     database = hooks.catalog()
-    stores = {name: partial(_store, database, name=name) for name in fleet.load().repositories}
+    stores = {name: partial(_store, database, name=name) for name in last_valid().repositories}
     measure_hourly(database, stores=stores, now=datetime.now(UTC))
 
 

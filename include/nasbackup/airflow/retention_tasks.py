@@ -16,7 +16,7 @@ from nasbackup.catalog import Database, backups, capacity
 from nasbackup.errors import NasBackupError, RepositoryFilling, RequestError
 from nasbackup.fleet import Fleet
 from nasbackup.fleet.last_valid import last_valid
-from nasbackup.hypervisor import Hypervisor, connect
+from nasbackup.hypervisor import Hypervisor
 from nasbackup.hypervisor.survey import survey
 from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import forecast
