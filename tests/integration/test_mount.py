@@ -143,7 +143,7 @@ def test_a_backup_is_served_over_nbd_and_as_files_and_is_not_deleted_meanwhile(s
 
 
 def test_it_ends_by_itself_and_leaves_nothing_behind_also_when_it_is_killed(story: Story, tmp_path: Path) -> None:
-    backup, files = story.backup(), tmp_path / "files"
+    backup, files = story.backup(), tmp_path / "größe"
     arguments = (backup.external_id, "--volume", backup.volumes[1].name, "--files", str(files))
     with running(story, *arguments, "--for", "1s") as (process, said):
         assert [volume["name"] for volume in said["volumes"]] == [backup.volumes[1].name]

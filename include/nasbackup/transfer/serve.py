@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -164,9 +165,11 @@ class Server:
 
 
 def _is_mounted(file: Path) -> bool:
-    wanted = str(file.absolute())
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        at = line.split(" ")[4]
-        if at.encode().decode("unicode_escape") == wanted:  # blanks and the like are \040
-            return True
-    return False
+    at = os.fsencode(Path(os.path.realpath(file.parent)) / file.name)  # the file itself may not answer any more
+    return at in mount_points(Path("/proc/self/mountinfo").read_bytes())
+
+
+def mount_points(mountinfo: bytes) -> set[bytes]:
+    """Paths are bytes of which the kernel writes some, such as a blank, as ``\\040``."""
+    fields = [line.split(b" ") for line in mountinfo.split(b"\n") if line]
+    return {re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), found[4]) for found in fields}
