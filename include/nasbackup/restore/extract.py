@@ -53,6 +53,8 @@ def unpack(stream: IO[bytes], *, into: Path, on_file: Callable[[Unpacked], None]
     directories: list[tuple[Path, tarfile.TarInfo]] = []
     with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape", encoding="utf-8") as archive:
         for member in archive:
+            # It keeps all that it has read, which is about a gigabyte per million files.
+            archive.members = []  # type: ignore[attr-defined]
             parts = _parts(member.name)
             if parts is None:
                 done.skip(member.name, "its name leads out of the directory")
