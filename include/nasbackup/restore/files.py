@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from nasbackup.errors import FileTrouble, NotEnoughSpace, TargetExists, TargetFull, VmNotStopped
+from nasbackup import layout
+from nasbackup.errors import FileTrouble, NotEnoughSpace, ParamInvalid, TargetExists, TargetFull, VmNotStopped
 from nasbackup.nas.durable import sync_directory
 from nasbackup.restore.plan import STAGED, PlannedFile
 
@@ -40,6 +41,19 @@ def existing_directory(path: Path) -> Path:
     """The directory, or the nearest one above it that is there."""
     with doing("Looking for", path):
         return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def require_outside_backups(to: Path) -> None:
+    """Raises ParamInvalid for a directory inside a backup's: it would go when the backup is deleted."""
+    place = Path(os.path.realpath(to))
+    for directory in (place, *place.parents):
+        is_backup = layout.is_backup_directory(directory.name) or layout.is_partial(directory.name)
+        if is_backup and os.path.lexists(directory.parent.parent / layout.MARKER):
+            raise ParamInvalid(
+                name="to",
+                value=str(to),
+                problem=f"it is inside the backup {directory}, and would be deleted with it: name another directory",
+            )
 
 
 def require_space(path: Path, *, needs: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup.catalog import Database, backups, readings, repositories, restores
-from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume
+from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume, VerifyFailed
 from nasbackup.model import Backup, BackupStatus, BackupVolume, Repository, RepositoryType
 from nasbackup.nas.repository import open_root
 from nasbackup.nas.watchdog import watched
-from nasbackup.restore.files import require_room
+from nasbackup.restore.files import require_outside_backups, require_room
 from nasbackup.restore.plan import ImageFormat
 from nasbackup.restore.verification import Layer, layers_of, verify_layer
 from nasbackup.transfer.convert import flatten, is_same_disk, measure
 from nasbackup.transfer.pump import Progress
+from nasbackup.transfer.readback import check_image
+
+log = logging.getLogger(__name__)
 
 Follow = Callable[[str, Progress], None]
 """Called with what is being done and how far it is."""
@@ -96,9 +101,10 @@ def restore_images(
 ) -> list[RestoredVolume]:
     """Write one standalone image per volume into the directory ``to``, after every layer was verified.
 
-    ``volumes`` chooses by name (none: all). Raises UnknownVolume, TargetExists (nothing was written),
-    BackupNotRestorable (a layer is broken; nothing was written), TargetFull. An image has its name only when it
-    is complete: until then it is a ``<name>.partial-…`` of this attempt's own, and after a failure that is removed.
+    ``volumes`` chooses by name (none: all). Raises UnknownVolume, ParamInvalid, TargetExists (nothing was written),
+    BackupNotRestorable (a layer is broken; nothing was written), TargetFull, VerifyFailed. An image has its name only
+    when it is complete and was read back: until then it is a ``<name>.partial-…`` of this attempt's own, and after a
+    failure that is removed.
     """
     chosen = choose(located.backup, volumes=volumes)
     targets = {volume.name: image_path(to, volume=volume, image_format=image_format) for volume in chosen}
@@ -109,20 +115,28 @@ def restore_images(
     restored = []
     for volume in chosen:
         layers, target = located.layers(volume), targets[volume.name]
-        partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:12]}")
-        _remove_partials(target)
+        beginning = _partial_beginning(target, backup=located.backup)
+        _remove_partials(target, beginning=beginning)
+        partial = target.with_name(f"{beginning}{uuid.uuid4().hex[:12]}")
         try:
-            flatten(
-                chain_top=layers[-1].file,
-                target=partial,
-                output_format=image_format,
-                on_progress=_bind(follow, f"restoring {volume.name}"),
-            )
+            write_image(layers[-1].file, to=partial, image_format=image_format, name=volume.name, follow=follow)
             _give_name(partial, target)
         finally:
             partial.unlink(missing_ok=True)
         restored.append(RestoredVolume(name=volume.name, source=volume.source, file=target, layers=len(layers)))
     return restored
+
+
+def write_image(
+    chain_top: Path, *, to: Path, image_format: ImageFormat, name: str, follow: Follow | None = None
+) -> None:
+    """What was written is read back and compared. ``name``: of the volume. Raises VerifyFailed, TransferError."""
+    restoring, comparing = _bind(follow, f"restoring {name}"), _bind(follow, f"comparing {name}")
+    flatten(chain_top=chain_top, target=to, output_format=image_format, on_progress=restoring)
+    if image_format == "qcow2":
+        check_image(to)
+    if not is_same_disk(chain_top=chain_top, image=to, image_format=image_format, on_progress=comparing):
+        raise VerifyFailed(file=to, problem="it is not what was read from the NAS; it is removed, nothing was changed")
 
 
 def image_bytes(located: Located, *, volume: BackupVolume) -> int:
@@ -155,6 +169,7 @@ def require_whole(located: Located, *, volume: BackupVolume, follow: Follow | No
     try:
         _verify(located, volume=volume, sound=sound, follow=follow)
     except BackupNotRestorable as error:
+        log.warning("%s Looking for the newest older backup that is whole: each is read to the end.", error)
         whole = next((found for found in located.older() if _is_whole(found, sound=sound, follow=follow)), None)
         instead = (
             f"restore {whole.backup.external_id}, the newest older one that is whole" if whole else "no older one is"
@@ -187,10 +202,15 @@ def _verify(located: Located, *, volume: BackupVolume, sound: dict[Path, bool], 
             sound[layer.file] = True
 
 
-def _remove_partials(target: Path) -> None:
+def _partial_beginning(target: Path, *, backup: Backup) -> str:
+    """Of the backup's own: another VM's volume of this name may just be written into the same directory."""
+    return f"{target.name}.partial-{hashlib.sha256(backup.external_id.encode()).hexdigest()[:12]}-"
+
+
+def _remove_partials(target: Path, *, beginning: str) -> None:
     """Of attempts that were killed. What an orphan of one still writes has no name any more."""
     for path in target.parent.iterdir():
-        if path.name.startswith(f"{target.name}.partial-"):
+        if path.name.startswith(beginning):
             path.unlink(missing_ok=True)
 
 
@@ -207,7 +227,8 @@ def _give_name(partial: Path, target: Path) -> None:
 
 
 def image_path(to: Path, *, volume: BackupVolume, image_format: ImageFormat) -> Path:
-    """Where the volume's image goes. Raises TargetExists when something is there already."""
+    """Where the volume's image goes. Raises TargetExists when something is there already, ParamInvalid."""
+    require_outside_backups(to)
     if "/" in volume.name or volume.name.startswith("."):  # from a manifest that nobody of us has written
         raise BackupNotRestorable(backup=volume.file, why=f"its volume {volume.name!r} has no name for a file")
     path = to / f"{volume.name}.{image_format}"

@@ -224,6 +224,7 @@ def _new(
     directory = request.to or str(define.pool_directory(hypervisor, pool=request.pool or ""))
     if Path(directory).exists() and not Path(directory).is_dir():
         raise ParamInvalid(name="to", value=directory, problem="it is no directory")
+    files.require_outside_backups(Path(directory))
     volumes = new_files(
         chosen, directory=directory, prefix=prefix, suffix=suffix, image_format=request.image_format, key=request.key
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from nasbackup.errors import TransferError, VerifyFailed
+from nasbackup.errors import TransferError
 from nasbackup.hypervisor import connect
-from nasbackup.model import Backup, BackupVolume, Target
+from nasbackup.model import Backup, Target
 from nasbackup.nas.durable import sync_directory
 from nasbackup.nas.watchdog import Follower
 from nasbackup.restore import files
-from nasbackup.restore.image import Follow, Located, choose, locate, require_whole
+from nasbackup.restore.image import Follow, Located, choose, locate, require_whole, write_image
 from nasbackup.restore.plan import PlannedVolume
 from nasbackup.steps.restore.bench import Bench
 from nasbackup.steps.restore.plan import vm_in_place
-from nasbackup.transfer.convert import flatten, is_same_disk
 from nasbackup.transfer.pump import Progress
-from nasbackup.transfer.readback import check_image
 
 
 def restore_volume(
@@ -26,7 +24,8 @@ def restore_volume(
     """Write and verify the image; nothing has another name or content afterwards than before, but for that.
 
     A second call finds the image of the first, if that was finished. Raises BackupNotRestorable (it names the newest
-    older backup that is whole), VmNotStopped, NotEnoughSpace, TargetFull, NasError, RestoreSuperseded, LeaseLost.
+    older backup that is whole), VmNotStopped, RestoreRefused, NotEnoughSpace, TargetFull, NasError, RestoreSuperseded,
+    LeaseLost.
     """
     lease = bench.lease(uuid=backup.vm_uuid, vm=backup.vm)
     token = lease.join()
@@ -48,7 +47,8 @@ def restore_volume(
         staged.parent.mkdir(parents=True, exist_ok=True)
     attempt = staged.with_name(f"{staged.name}.{uuid.uuid4().hex[:12]}")
     try:
-        _write(located, volume=chosen, planned=planned, to=attempt, follow=following)
+        top = located.layers(chosen)[-1].file
+        write_image(top, to=attempt, image_format=planned.format, name=volume, follow=following)
         bench.load(backup, key=key)  # an orphan, whose restore was undone meanwhile, leaves nothing
         with files.doing("Naming", attempt):
             attempt.rename(staged)
@@ -60,23 +60,6 @@ def restore_volume(
     finally:
         attempt.unlink(missing_ok=True)
     return planned
-
-
-def _write(located: Located, *, volume: BackupVolume, planned: PlannedVolume, to: Path, follow: Follow) -> None:
-    """What was written is read back and compared: the VM's own volume goes away for it."""
-    top = located.layers(volume)[-1].file
-
-    def restoring(progress: Progress) -> None:
-        follow(f"restoring {volume.name}", progress)
-
-    def comparing(progress: Progress) -> None:
-        follow(f"comparing {volume.name}", progress)
-
-    flatten(chain_top=top, target=to, output_format=planned.format, on_progress=restoring)
-    if planned.format == "qcow2":
-        check_image(to)
-    if not is_same_disk(chain_top=top, image=to, image_format=planned.format, on_progress=comparing):
-        raise VerifyFailed(file=to, problem="it is not what was read from the NAS; nothing was changed")
 
 
 def _following(located: Located, *, volume: str, follow: Follow | None) -> Follow:
