@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
-from nasbackup.errors import NoFreeTarget, UnknownPool, VmExists
+from nasbackup.errors import NoFreeTarget, RestoreRefused, UnknownPool, VmExists
 from nasbackup.hypervisor import Hypervisor, connect, define
 from nasbackup.hypervisor.xml import parse_disks
 from nasbackup.model import Host
@@ -88,6 +91,56 @@ def test_a_disk_that_only_the_running_vm_has_is_completed(host: Hypervisor, mach
     assert define.attach(host, domain=machine.domain, file=path, image_format="qcow2").target == "vdd"
     machine.destroy()
     assert machine.disks["vdd"] == path
+
+
+@pytest.mark.parametrize(("bus", "first", "second"), [("ide", "hda", "hdb"), ("sata", "sda", "sdb")])
+def test_a_bus_without_hot_plug_gets_the_disk_at_the_next_start(
+    host: Hypervisor, machine: lab.LabVm, bus: str, first: str, second: str
+) -> None:
+    path = image(machine, "new disk.qcow2")
+    on_another_bus(machine, bus=bus, targets=[first])
+    stopped = define.place_for(host, domain=machine.domain)
+    assert (stopped.target, stopped.live, stopped.waits) == (second, False, False)
+    machine.start()
+    place = define.place_for(host, domain=machine.domain)
+    assert (place.target, place.bus, place.live, place.waits) == (second, bus, False, True)
+    for _ in range(2):
+        attached = define.attach(host, domain=machine.domain, file=path, image_format="qcow2")
+        assert (attached.target, attached.bus, attached.live, attached.waits) == (second, bus, False, True)
+    assert set(machine.disks) == {first}
+    machine.destroy()
+    assert machine.disks[second] == path
+    machine.start()
+    assert set(machine.disks) == {first, second}
+
+
+def test_a_vm_that_has_no_place_for_a_disk_says_so_before(host: Hypervisor, machine: lab.LabVm) -> None:
+    on_another_bus(machine, bus="ide", targets=["hda", "hdb", "hdc", "hdd"])
+    with pytest.raises(NoFreeTarget, match="bus ide"):
+        define.place_for(host, domain=machine.domain)
+    on_another_bus(machine, bus="ide", targets=["hda"])
+    definition = machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    machine.domain.undefine()
+    try:
+        machine.connection.createXML(definition)
+        with pytest.raises(RestoreRefused, match="on which a VM that runs takes no other"):
+            define.place_for(host, domain=machine.domain)
+    finally:
+        with suppress(libvirt.libvirtError):
+            machine.domain.destroy()
+
+
+def on_another_bus(machine: lab.LabVm, *, bus: str, targets: list[str]) -> None:
+    """Every disk but the first is a new image."""
+    root = ET.fromstring(machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    devices = root.find("devices")
+    assert devices is not None
+    for disk in devices.findall("disk"):
+        devices.remove(disk)
+    for number, target in enumerate(targets):
+        file = machine.directory / "vda.qcow2" if number == 0 else image(machine, f"{target}.qcow2")
+        devices.append(ET.fromstring(define.disk_xml(file=str(file), image_format="qcow2", target=target, bus=bus)))
+    machine.connection.defineXML(ET.tostring(root, encoding="unicode"))
 
 
 def test_device_names() -> None:

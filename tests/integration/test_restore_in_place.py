@@ -296,3 +296,77 @@ def test_a_raw_volume_stays_raw(story: Story, site: Site) -> None:
     assert image.read_bytes() == b"\x71" * (1 << 20)
     story.machine.start()
     assert story.backup().type is BackupType.FULL
+
+
+def test_disks_that_are_no_longer_those_of_the_plan_are_not_replaced(story: Story, site: Site) -> None:
+    """Hours lie between the plan and the swap. A disk that was moved meanwhile would stay as it is."""
+    plain = story.machine.directory / "plain.img"
+    plain.write_bytes(b"\x71" * (1 << 20))
+    story.machine.domain.attachDeviceFlags(
+        define.disk_xml(file=str(plain), image_format="raw", target="vdc", bus="virtio"),
+        libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE,
+    )
+    backup = story.backup()
+    story.machine.destroy()
+    active = story.active_checkpoint()
+    vdb = story.machine.disks["vdb"]
+    definition = story.machine.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    bench, asked = bench_of(site), request(backup, Target.IN_PLACE)
+    bench.lease(uuid=backup.vm_uuid, vm=backup.vm).join()
+    steps.plan(bench, request=asked)
+
+    def refused_now(step: Any, *, match: str) -> None:
+        before = {path.name: path.read_bytes() for path in story.machine.directory.iterdir()}
+        with pytest.raises(RestoreRefused, match=match):
+            step()
+        assert {path.name: path.read_bytes() for path in story.machine.directory.iterdir()} == before
+
+    def copied() -> None:
+        for volume in backup.volumes:
+            steps.restore_volume(bench, backup=backup, key=asked.key, volume=volume.name)
+
+    def swapped() -> None:
+        steps.commit(bench, backup=backup, key=asked.key)
+
+    elsewhere = vdb.with_name("elsewhere.qcow2")
+    elsewhere.write_bytes(vdb.read_bytes())
+    moved = definition.replace(str(vdb), str(elsewhere))
+    for number, step in enumerate((copied, swapped)):
+        if number:
+            copied()
+        story.machine.connection.defineXML(moved)
+        refused_now(step, match=f"volume vdb .{vdb}. is none of its disks any more")
+        story.machine.connection.defineXML(definition)
+        tool("qemu-img", "resize", str(vdb), "12M")
+        refused_now(step, match="volume vdb has 12582912 bytes now and 9437696 in the backup")
+        tool("qemu-img", "resize", "--shrink", str(vdb), "9437696")
+        content = plain.read_bytes()
+        tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(plain), f"{plain}.new")
+        Path(f"{plain}.new").replace(plain)
+        story.machine.connection.defineXML(definition.replace("type='raw'", "type='qcow2'"))
+        refused_now(
+            step,
+            match=r"was changed since the restore was planned \(volume plain was .*plain.img \(raw, 1048576 bytes\)",
+        )
+        plain.write_bytes(content)
+        story.machine.connection.defineXML(definition)
+    assert story.active_checkpoint() == active, "nothing was replaced: the chain goes on"
+    swapped()
+    steps.give_back(bench, backup=backup, key=asked.key)
+    assert plain.read_bytes() == b"\x71" * (1 << 20)
+    assert_no_trace(site, story.machine.directory)
+
+
+def test_a_block_device_is_refused_with_the_commands_that_do_it(story: Story, site: Site) -> None:
+    backup = story.backup()
+    story.machine.destroy()
+    image = story.machine.disks["vdb"]
+    real = image.rename(image.with_name("real one.qcow2"))
+    image.symlink_to(real)
+    refused(
+        story,
+        site,
+        backup,
+        kind=RestoreRefused,
+        match=rf"`qemu-img convert -n -f qcow2 -O qcow2 IMAGE {image}`, and have the next backup be mode=full",
+    )

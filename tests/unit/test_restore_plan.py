@@ -62,6 +62,7 @@ def test_every_reason_against_it_is_told_at_once() -> None:
     ("changes", "reason"),
     [
         ({"format": "vmdk"}, "only qcow2 and raw can be written"),
+        ({"encrypted": True}, r"volume ROOT-1 is encrypted, and what is restored is plain \(.* restore to a new VM\)"),
         ({"source": "rbd://ceph:6789/pool/image"}, "is no file of this host"),
     ],
 )

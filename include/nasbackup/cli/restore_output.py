@@ -48,6 +48,8 @@ def show_plan(plan: RestorePlan, *, as_json: bool) -> None:
             say(f"    what is there now {f'is kept as {volume.old}' if plan.keep_old else 'is removed'}")
     for file in plan.state:
         say(f"  {file.kind.value} -> {file.path}")
+        if file.old is not None:
+            say(f"    what is there now {f'is kept as {file.old}' if plan.keep_old else 'is removed'}")
     for space in plan.space:
         say(f"  {space.path}: needs up to {size(space.needs)}, has {size(space.has)} free")
     _notes(plan.notes)

@@ -75,6 +75,7 @@ from nasbackup.errors.request import (
 )
 from nasbackup.errors.restore import (
     DefinitionUnusable,
+    DiskNotAttached,
     FileTrouble,
     NoBackupBefore,
     NoFreeTarget,
@@ -119,6 +120,7 @@ __all__ = [
     "ChannelRefused",
     "ConnectionInvalid",
     "DefinitionUnusable",
+    "DiskNotAttached",
     "DrillBusy",
     "DrillFailed",
     "FileNotInBackup",

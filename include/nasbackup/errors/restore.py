@@ -67,5 +67,15 @@ class RestoredNotStarted(RestoreError):
     template = "VM {vm} is restored and defined, and does not start: {reason}. Correct that, then `virsh start` it."
 
 
+class DiskNotAttached(RestoreError):
+    """The image stays: it took long. Made again, the same step attaches it."""
+
+    template = (
+        "Volume {volume} is restored to {path} and stays there; VM {vm} did not take it: {reason}. Attach it by hand "
+        "(a VM that runs has it when it was shut down and started again): {command}"
+    )
+    retryable = True
+
+
 class NoBackupBefore(RequestError):
     template = "VM {vm!r} has no backup that can be restored {when}. `nasbackup list --all` shows what there is."

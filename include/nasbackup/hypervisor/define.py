@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import string
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
 
 import libvirt
 
-from nasbackup.errors import NoFreeTarget, UnknownPool, VmExists
+from nasbackup.errors import NoFreeTarget, RestoreRefused, UnknownPool, VmExists
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
 
@@ -20,12 +20,26 @@ _MOST = {"ide": 4, "fdc": 2}
 DEFAULT_BUS = "virtio"
 
 
+_HOT = frozenset({"virtio", "scsi", "usb"})
+"""Buses on which libvirt brings a disk into a running VM (qemuDomainAttachDeviceDiskLive); on others it refuses."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Attached:
+class Place:
+    """Of a new disk. ``live``: in the running VM as well as in its definition.
+
+    ``waits``: the VM runs, and gets it when it was shut down and started again.
+    """
+
     target: str
     bus: str
     live: bool
-    """Into the running VM as well as into its definition."""
+    waits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached(Place):
+    """The disk is there."""
 
 
 def require_free(hypervisor: Hypervisor, *, name: str, uuid: str) -> None:
@@ -81,28 +95,55 @@ def start(hypervisor: Hypervisor, *, uuid: str, name: str, paused: bool = False)
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
 
+def place_for(hypervisor: Hypervisor, *, domain: libvirt.virDomain) -> Place:
+    """Where ``attach`` would put a new disk now. Raises RestoreRefused, NoFreeTarget, HypervisorError."""
+    with hypervisor.doing(f"looking for a place in VM {domain.name()}"):
+        return _place(domain, _definitions(domain), there=None)
+
+
 def attach(hypervisor: Hypervisor, *, domain: libvirt.virDomain, file: Path, image_format: str) -> Attached:
     """The image as a new disk at the next free target of the bus that the VM's disks have.
 
-    In the definition, and in the VM if it runs. A disk of this file is there from an earlier try: in what lacks it, it
-    is completed. Raises NoFreeTarget, HypervisorError.
+    In the definition, and in the VM if it runs and its bus takes disks then. A disk of this file is there from an
+    earlier try: in what lacks it, it is completed. Raises RestoreRefused, NoFreeTarget, HypervisorError.
     """
     with hypervisor.doing(f"attaching {file} to VM {domain.name()}"):
-        active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
-        lists = []
-        if persistent:
-            lists.append((libvirt.VIR_DOMAIN_AFFECT_CONFIG, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
-        if active:
-            lists.append((libvirt.VIR_DOMAIN_AFFECT_LIVE, domain.XMLDesc()))
-        known = {flag: _target_of(document, file=str(file)) for flag, document in lists}
-        documents = [document for _, document in lists]
-        there = next(filter(None, known.values()), None)
-        bus = next((found for document in documents if (found := bus_of(document, target=there))), DEFAULT_BUS)
-        target = there or next_target(documents, bus=bus, vm=domain.name())
+        definitions = _definitions(domain)
+        known = {flag: _target_of(document, file=str(file)) for flag, document in definitions.items()}
+        place = _place(domain, definitions, there=next(filter(None, known.values()), None))
+        if place.waits:
+            known.pop(libvirt.VIR_DOMAIN_AFFECT_LIVE)
         flags = sum(flag for flag, found in known.items() if found is None)
         if flags:
-            domain.attachDeviceFlags(disk_xml(file=str(file), image_format=image_format, target=target, bus=bus), flags)
-    return Attached(target=target, bus=bus, live=active)
+            disk = disk_xml(file=str(file), image_format=image_format, target=place.target, bus=place.bus)
+            domain.attachDeviceFlags(disk, flags)
+    return Attached(target=place.target, bus=place.bus, live=place.live, waits=place.waits)
+
+
+def _definitions(domain: libvirt.virDomain) -> dict[int, str]:
+    """By the flag that says which is meant: the domain at its next start, and as it runs."""
+    found = {}
+    if domain.isPersistent():
+        found[libvirt.VIR_DOMAIN_AFFECT_CONFIG] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    if domain.isActive():
+        found[libvirt.VIR_DOMAIN_AFFECT_LIVE] = domain.XMLDesc()
+    return found
+
+
+def _place(domain: libvirt.virDomain, definitions: Mapping[int, str], *, there: str | None) -> Place:
+    """``there``: the target at which the disk is already, in the definition or in the VM."""
+    documents = list(definitions.values())
+    bus = next((found for document in documents if (found := bus_of(document, target=there))), DEFAULT_BUS)
+    active = libvirt.VIR_DOMAIN_AFFECT_LIVE in definitions
+    waits = active and bus not in _HOT
+    if waits and libvirt.VIR_DOMAIN_AFFECT_CONFIG not in definitions:
+        raise RestoreRefused(
+            vm=domain.name(),
+            why=f"its disks are on bus {bus}, on which a VM that runs takes no other, and it has no definition for a "
+            "next start: restore to images",
+        )
+    target = there or next_target(documents, bus=bus, vm=domain.name())
+    return Place(target=target, bus=bus, live=active and not waits, waits=waits)
 
 
 def pool_directory(hypervisor: Hypervisor, *, pool: str) -> Path:

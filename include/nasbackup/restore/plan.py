@@ -82,7 +82,10 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True)
 class RestorePlan:
-    """``vm`` and ``vm_uuid``: of the VM that is made or changed. ``notes``: what the operator should know before."""
+    """``vm`` and ``vm_uuid``: of the VM that is made or changed. ``notes``: what the operator should know before.
+
+    ``whole``: in place, and the VM is to be as it was altogether.
+    """
 
     key: str
     backup: str
@@ -97,6 +100,7 @@ class RestorePlan:
     start: bool = False
     keep_old: bool = True
     pool: str | None = None
+    whole: bool = False
     space: tuple[Space, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -184,7 +188,8 @@ def in_place_files(
 ) -> tuple[PlannedVolume, ...]:
     """Each volume in the place of the disk that has the same source. ``whole``: the VM is to be as it was altogether.
 
-    Raises RestoreRefused with all reasons at once: a disk that is gone, came after the backup, or has another size.
+    Raises RestoreRefused with all reasons at once: a disk that is gone, came after the backup, has another
+    size, or is encrypted (the backup is what the guest sees).
     """
     disks = {disk.source: disk for disk in vm.volumes}
     problems = []
@@ -196,6 +201,8 @@ def in_place_files(
             problems.append(
                 f"volume {volume.name} has {disk.virtual_size} bytes now and {volume.virtual_size} in the backup"
             )
+        elif disk.encrypted:
+            problems.append(f"volume {volume.name} is encrypted, and what is restored is plain")
         elif disk.format not in FORMATS:
             problems.append(f"volume {volume.name} is {disk.format}, and only {' and '.join(FORMATS)} can be written")
         elif not PurePath(disk.source).is_absolute():

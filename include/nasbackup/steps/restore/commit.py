@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from typing import Any
 
 from nasbackup.catalog import Database, leases, restores, vms
 from nasbackup.catalog.restores import RestoreState
-from nasbackup.errors import HypervisorError, NasBackupError, RestoredNotStarted, VerifyFailed, VmNotStopped
+from nasbackup.errors import (
+    DiskNotAttached,
+    HypervisorError,
+    NasBackupError,
+    RestoredNotStarted,
+    VerifyFailed,
+    VmNotStopped,
+)
 from nasbackup.hypervisor import Hypervisor, connect, define, machine_state
 from nasbackup.machine import StateKind
 from nasbackup.model import Backup, Target
@@ -24,7 +32,8 @@ from nasbackup.restore.image import locate
 from nasbackup.restore.plan import RestorePlan
 from nasbackup.steps.bitmaps import drop_unneeded
 from nasbackup.steps.restore.bench import Bench
-from nasbackup.steps.restore.plan import described, vm_in_place
+from nasbackup.steps.restore.in_place import require_same
+from nasbackup.steps.restore.plan import at_next_start, described
 from nasbackup.steps.restore.undo import undo_moves
 
 log = logging.getLogger(__name__)
@@ -64,8 +73,9 @@ def result_document(result: RestoreResult) -> dict[str, Any]:
 def commit(bench: Bench, *, backup: Backup, key: str) -> RestoreResult:
     """Define, swap or attach. A second call goes on where the first was cut off, or finds it done.
 
-    After an error the VM is as it was (RestoredNotStarted excepted: the restore itself is done). Raises VerifyFailed
-    (a volume is not restored yet), VmNotStopped, RestoreRefused, VmExists, TargetExists, FileTrouble, HypervisorError.
+    After an error the VM is as it was (RestoredNotStarted excepted: the restore itself is done; DiskNotAttached: the
+    image is). Raises VerifyFailed (a volume is not restored yet), VmNotStopped, RestoreRefused, VmExists, TargetExists,
+    FileTrouble, HypervisorError.
     """
     lease = bench.lease(uuid=backup.vm_uuid, vm=backup.vm)
     lease.join()
@@ -102,15 +112,39 @@ def _commit(bench: Bench, hypervisor: Hypervisor, *, backup: Backup, plan: Resto
         assert plan.definition is not None
         define.define(hypervisor, definition=plan.definition, name=plan.vm, uuid=plan.vm_uuid)
     else:
-        _attach(hypervisor, plan=plan)
+        try:
+            _attach(hypervisor, plan=plan)
+        except DiskNotAttached:  # what took hours is there, under its name: it stays, and a retry attaches it
+            _set_state(bench, backup=backup, plan=plan, token=token, state=RestoreState.DONE)
+            raise
     _set_state(bench, backup=backup, plan=plan, token=token, state=RestoreState.DONE)
 
 
-def _attach(hypervisor: Hypervisor, *, plan: RestorePlan) -> str:
-    """Once, however often it is called; returns the target."""
+def _attach(hypervisor: Hypervisor, *, plan: RestorePlan) -> define.Attached:
+    """Once, however often it is called. Raises DiskNotAttached."""
     (volume,) = plan.volumes
-    domain = hypervisor.domain(name=plan.vm)
-    return define.attach(hypervisor, domain=domain, file=Path(volume.path), image_format=volume.format).target
+    try:
+        domain = hypervisor.domain(name=plan.vm)
+        return define.attach(hypervisor, domain=domain, file=Path(volume.path), image_format=volume.format)
+    except NasBackupError as error:
+        raise DiskNotAttached(
+            volume=volume.name,
+            path=volume.path,
+            vm=plan.vm,
+            reason=str(error).rstrip("."),
+            command=_attach_by_hand(hypervisor, plan=plan),
+        ) from error
+
+
+def _attach_by_hand(hypervisor: Hypervisor, *, plan: RestorePlan) -> str:
+    """Into the definition, which takes what a running VM does not: a bus without hot plug, or without a free slot."""
+    (volume,) = plan.volumes
+    where = ["TARGET"]
+    with suppress(NasBackupError):
+        place = define.place_for(hypervisor, domain=hypervisor.domain(name=plan.vm))
+        where = [place.target, "--targetbus", place.bus]
+    words = ["virsh", "attach-disk", plan.vm, volume.path, *where]
+    return shlex.join([*words, "--driver", "qemu", "--subdriver", volume.format, "--config"])
 
 
 def _swap(bench: Bench, hypervisor: Hypervisor, *, backup: Backup, plan: RestorePlan, token: int, moving: bool) -> None:
@@ -126,7 +160,7 @@ def _swap(bench: Bench, hypervisor: Hypervisor, *, backup: Backup, plan: Restore
         if moving:
             _require_stopped(hypervisor, plan=plan)
         else:
-            vm_in_place(hypervisor, backup=backup)
+            require_same(hypervisor, backup=backup, plan=plan)
             for file in plan.files:
                 _take_owner(Path(file.path), to=Path(file.staged))
         with bench.database.transaction() as cursor:
@@ -155,6 +189,10 @@ def _after(bench: Bench, hypervisor: Hypervisor, *, plan: RestorePlan) -> Restor
             define.start(hypervisor, uuid=plan.vm_uuid, name=plan.vm)
         except HypervisorError as error:
             raise RestoredNotStarted(vm=plan.vm, reason=error.data["reason"]) from error
+    attached = _attach(hypervisor, plan=plan) if plan.target is Target.VOLUME else None
+    notes = plan.notes
+    if attached is not None:  # the plan's note was of that time: the VM may have been started or shut down since
+        notes = (at_next_start(attached),) if attached.waits else ()
     return RestoreResult(
         backup=plan.backup,
         target=plan.target,
@@ -162,9 +200,9 @@ def _after(bench: Bench, hypervisor: Hypervisor, *, plan: RestorePlan) -> Restor
         vm_uuid=plan.vm_uuid,
         volumes={volume.name: volume.path for volume in plan.volumes},
         kept=tuple(kept),
-        attached=_attach(hypervisor, plan=plan) if plan.target is Target.VOLUME else None,
+        attached=attached.target if attached is not None else None,
         started=plan.start,
-        notes=plan.notes,
+        notes=notes,
     )
 
 

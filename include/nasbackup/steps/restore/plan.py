@@ -11,10 +11,10 @@ from pathlib import Path
 
 from nasbackup.catalog import restores
 from nasbackup.catalog.restores import RestoreState
-from nasbackup.errors import BackupNotRestorable, ParamInvalid, RestoreRefused, TargetExists, VmNotStopped
-from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state, xml
+from nasbackup.errors import BackupNotRestorable, ParamInvalid, RestoreRefused, TargetExists
+from nasbackup.hypervisor import Hypervisor, connect, define, inventory, machine_state
 from nasbackup.machine import StateKind
-from nasbackup.model import Backup, BackupVolume, Target, Vm
+from nasbackup.model import Backup, BackupVolume, Target
 from nasbackup.nas import state
 from nasbackup.nas.watchdog import watched
 from nasbackup.restore import files
@@ -27,12 +27,11 @@ from nasbackup.restore.plan import (
     RestoreRequest,
     Space,
     check_request,
-    in_place_files,
-    is_running,
     new_files,
     planned_state,
 )
 from nasbackup.steps.restore.bench import Bench
+from nasbackup.steps.restore.in_place import matched
 from nasbackup.steps.restore.undo import clear
 
 
@@ -135,18 +134,9 @@ def _in_place(
     hypervisor: Hypervisor, *, request: RestoreRequest, located: Located, chosen: Sequence[BackupVolume]
 ) -> RestorePlan:
     backup = located.backup
-    vm = vm_in_place(hypervisor, backup=backup)
     whole = not request.volumes
     stamp = datetime.now(UTC).strftime("%Y.%m.%d.%H.%M.%S")
-    volumes = in_place_files(backup, chosen, vm=vm, whole=whole, key=request.key, stamp=stamp)
-    for volume in volumes:
-        path = Path(volume.path)
-        if path.is_symlink() or not path.is_file():
-            raise RestoreRefused(
-                vm=vm.name,
-                why=f"{path} is no plain file (a link, or a block device), and cannot be replaced by one: restore to "
-                "images and copy them, or to a new VM",
-            )
+    vm, volumes = matched(hypervisor, backup=backup, chosen=chosen, whole=whole, key=request.key, stamp=stamp)
     saved: tuple[PlannedState, ...] = ()
     notes: list[str] = []
     if whole:
@@ -160,46 +150,8 @@ def _in_place(
         notes += found.missing
     else:
         notes.append("only these volumes are replaced: the others stay as they are now")
-    return _plan(request, backup=backup, vm=vm.name, vm_uuid=vm.uuid, volumes=volumes, saved=saved, notes=notes)
-
-
-def vm_in_place(hypervisor: Hypervisor, *, backup: Backup) -> Vm:
-    """The backup's VM, stopped and without anything that its old volumes are needed for. Raises RestoreRefused,
-    VmNotStopped.
-    """
-    domain = hypervisor.domain_by_uuid(backup.vm_uuid)
-    if domain is None:
-        raise RestoreRefused(
-            vm=backup.vm,
-            why=f"host {hypervisor.host.name} does not define it (UUID {backup.vm_uuid}): restore to a new VM",
-        )
-    with hypervisor.doing(f"reading VM {domain.name()}"):
-        state_now = inventory.state_of(domain)
-        if state_now.has_qemu:
-            raise VmNotStopped(vm=domain.name(), state=state_now)
-        if domain.hasManagedSaveImage():
-            raise RestoreRefused(
-                vm=domain.name(),
-                why="its memory is saved (virsh managedsave) and would wake up on other disks: start it and shut it "
-                "down, or `virsh managedsave-remove` it",
-            )
-        chained = xml.disks_with_a_chain(inventory.domain_definition(hypervisor, name=domain.name()))
-        snapshots = [snapshot.getName() for snapshot in domain.listAllSnapshots()]
-    if snapshots:
-        raise RestoreRefused(
-            vm=domain.name(),
-            why=f"it has snapshots ({', '.join(snapshots)}), which restored volumes do not: delete them first",
-        )
-    if chained:
-        raise RestoreRefused(
-            vm=domain.name(),
-            why=f"its definition names what lies below {', '.join(chained)} (<backingStore>), and restored volumes "
-            "stand alone: take that out with `virsh edit`",
-        )
-    vm = inventory.inspect(hypervisor, name=domain.name())
-    if is_running(vm):
-        raise VmNotStopped(vm=vm.name, state=vm.state)
-    return vm
+    made = _plan(request, backup=backup, vm=vm.name, vm_uuid=vm.uuid, volumes=volumes, saved=saved, notes=notes)
+    return replace(made, whole=whole)
 
 
 def _volume(
@@ -211,8 +163,17 @@ def _volume(
     else:
         found = hypervisor.domain_by_uuid(backup.vm_uuid)
         domain = found if found is not None else hypervisor.domain(name=backup.vm)
+    place = define.place_for(hypervisor, domain=domain)
     volumes = _new(hypervisor, request=request, chosen=chosen, prefix="", suffix=f"-{backup.directory}")
-    return _plan(request, backup=backup, vm=domain.name(), vm_uuid=domain.UUIDString(), volumes=volumes)
+    notes = [at_next_start(place)] if place.waits else []
+    return _plan(request, backup=backup, vm=domain.name(), vm_uuid=domain.UUIDString(), volumes=volumes, notes=notes)
+
+
+def at_next_start(place: define.Place) -> str:
+    return (
+        f"a disk on bus {place.bus}, which the VM's disks have, cannot come into a VM that runs: it is in the "
+        "definition, and the guest has it when the VM was shut down and started again"
+    )
 
 
 _PLANNERS = {Target.NEW_VM: _new_vm, Target.IN_PLACE: _in_place, Target.VOLUME: _volume}

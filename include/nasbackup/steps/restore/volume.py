@@ -14,7 +14,7 @@ from nasbackup.restore import files
 from nasbackup.restore.image import Follow, Located, choose, locate, require_whole, write_image
 from nasbackup.restore.plan import PlannedVolume
 from nasbackup.steps.restore.bench import Bench
-from nasbackup.steps.restore.plan import vm_in_place
+from nasbackup.steps.restore.in_place import require_same
 from nasbackup.transfer.pump import Progress
 
 
@@ -36,7 +36,7 @@ def restore_volume(
         return planned
     if plan.target is Target.IN_PLACE:
         with connect(bench.host) as hypervisor:
-            vm_in_place(hypervisor, backup=backup)
+            require_same(hypervisor, backup=backup, plan=plan)
     located = locate(bench.database, external_id=backup.external_id, reader=bench.holder)
     (chosen,) = choose(located.backup, volumes=[volume])
     files.require_space(files.existing_directory(staged.parent), needs=planned.needs)
