@@ -13,7 +13,8 @@ is copied out of it while it runs (`docs/access.md`). What to do at night, step 
 * **restore** reads every layer of one volume back and compares it with its recorded digest; then it writes the image
   beside its later place, reads that back and compares it. Nothing that exists is touched.
 * **commit** makes it so, as a whole or not at all: images get their names, then the VM is defined, or the volumes of
-  the stopped VM are swapped (the old ones are kept), or the disk is attached.
+  the stopped VM are swapped (the old ones are kept; a disk that was moved, resized or converted since `plan` is
+  refused), or the disk is attached (its image stays when libvirt does not take it).
 * **give_back** undoes what was not committed and returns the VM's lease. Until then the VM is not backed up, and none
   of its backups is deleted.
 

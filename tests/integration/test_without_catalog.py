@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_list_show_verify_and_restore_ask_nobody_but_the_nas(story: Story, tmp_p
     instructions = (root / story.machine.name / "RESTORE.txt").read_text()
     command = next(line for line in instructions.splitlines() if line.strip().startswith("qemu-img convert"))
     volume = child.volumes[0]
-    words = [word.replace("TIME", child.directory).replace("FILE", volume.file) for word in command.split()]
+    words = [word.replace("TIME", child.directory).replace("FILE", volume.file) for word in shlex.split(command)]
     target = tmp_path / "by-hand.qcow2"
     subprocess.run([*words[:-1], str(target)], cwd=root / story.machine.name, check=True)
     frozen = story.frozen[child.external_id][volume.name]

@@ -157,11 +157,23 @@ def size_on_disk(directory: Path) -> int:
 
 INSTRUCTIONS = b"""\
 Each directory here, named by its time (UTC), is a restore point of this VM: plain qcow2 files that refer to each other.
-To restore one without anything but qemu-img, in this directory, for each of its files:
+To restore one without anything but qemu-img, in this directory, for each of its *.qcow2 files:
 
-    qemu-img convert -O qcow2 TIME/FILE /path/to/restored.qcow2
+    qemu-img convert -f qcow2 -O qcow2 "TIME/FILE" /path/to/restored.qcow2
 
-TIME/domain.xml is the VM's libvirt definition, TIME/manifest.json says which file was which disk.
+TIME/manifest.json says which file was which disk ("source"). TIME/domain.xml is the VM's libvirt definition:
+
+    cp "TIME/domain.xml" /root/vm.xml     # and edit the copy: its disks are the restored files now; where the VM is
+                                          # still defined, it gets another <name> and <nvram>, and no <uuid> and <mac>
+    virsh define /root/vm.xml
+
+Before the first start, where these files are there: nvram.fd are the UEFI variables, tpm.tar is what the TPM holds;
+without them the VM may not boot, or ask for a recovery key (BitLocker). NVRAM is the path in <nvram> of /root/vm.xml,
+UUID is what `virsh domuuid` says of the VM:
+
+    cp "TIME/nvram.fd" NVRAM
+    mkdir -p /var/lib/libvirt/swtpm/UUID && tar -xpf "TIME/tpm.tar" -C /var/lib/libvirt/swtpm/UUID
+
 Change nothing here: a later restore point may be built on any of these files.
 """
 
