@@ -142,12 +142,13 @@ def test_fixed_places_on_the_host_are_given_up_and_told() -> None:
     definition, root = made()
     graphics = root.find("devices/graphics")
     assert graphics is not None
-    assert (graphics.get("autoport"), graphics.get("port"), graphics.get("listen")) == ("yes", None, "0.0.0.0")
+    assert (graphics.get("autoport"), graphics.get("port")) == ("yes", None)
     assert root.find("devices/serial").get("type") == "pty"  # type: ignore[union-attr]
     assert root.find("devices/channel").get("type") == "unix"  # type: ignore[union-attr]
     assert root.find("devices/channel/source") is None, "libvirt names the agent's socket"
     told = "\n".join(definition.notes)
-    for word in ("fixed port 5907", "serial was at /var/log/vm.log", "memory (nvdimm) is left out", "hostdev (pci)"):
+    words = ("fixed port 5907", "serial was at /var/log/vm.log", "memory (nvdimm) is left out", "hostdev (pci)")
+    for word in (*words, "filesystem (mount) is left out: the old VM uses it too", "qemu:commandline is as it was"):
         assert word in told
 
 
@@ -173,7 +174,7 @@ def test_disks_are_matched_by_source_and_become_files() -> None:
     assert vdb.find("encryption") is None
     told = "\n".join(definition.notes)
     assert "disk vdb was encrypted; the restored one is plain" in told
-    assert "disk vdc (/images/excluded.img) is left out: it is not in the backup" in told
+    assert "disk vdc (/images/excluded.img) is left out: it is none of the volumes that are restored" in told
     assert "disk vdd (/images/seed.img) is left out" in told
 
 
@@ -203,9 +204,38 @@ def test_a_backing_chain_is_spelled_out_to_its_end_and_left_to_its_owner() -> No
     assert (end.attrib, list(end)) == ({}, [])
 
 
-def test_a_disk_that_the_definition_does_not_have_is_refused() -> None:
-    with pytest.raises(DefinitionUnusable, match="it has no disk /elsewhere"):
-        made(disks={"/elsewhere": DiskFile(file="/x", format="raw")})
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("vdf", ("vdf", "virtio")),
+        (None, ("vdc", "virtio")),  # vdc and vdd have gone
+        ("vda", ("vdc", "virtio")),  # another disk has it by now
+        ("sdq", ("sdq", "scsi")),
+        ("hdc", ("hdc", "ide")),
+    ],
+)
+def test_a_disk_that_only_the_running_vm_had_is_added(target: str | None, expected: tuple[str, str]) -> None:
+    plugged = DiskFile(file="/new/plugged <1>", format="raw", target=target)
+    definition, root = made(disks={**DISKS, "/images/plugged.img": plugged})
+    assert list(disks_of(root)) == ["vda", "vdb", "sda", "sdb", expected[0]]
+    disk = disks_of(root)[expected[0]]
+    assert (disk.get("type"), disk.get("device"), source_of(disk)) == ("file", "disk", {"file": "/new/plugged <1>"})
+    assert disk.find("target").attrib == dict(zip(("dev", "bus"), expected, strict=True))  # type: ignore[union-attr]
+    assert disk.find("driver").attrib == {"name": "qemu", "type": "raw"}  # type: ignore[union-attr]
+    assert f"disk {expected[0]} (/images/plugged.img) was attached to the running VM alone" in "\n".join(
+        definition.notes
+    )
+
+
+def test_an_added_disk_is_on_the_bus_of_those_that_are_called_alike_also_without_them() -> None:
+    sata = "<domain><devices><disk><source file='/a'/><target dev='sda' bus='sata'/></disk></devices></domain>"
+    for target in ("sda", "sdb", None):
+        image = DiskFile(file="/new", format="raw", target=target)
+        root = ET.fromstring(redefine(sata, name="x", disks={"/plugged": image}).xml)
+        (disk,) = root.iterfind("devices/disk")
+        assert disk.find("target").attrib == {"dev": target or "sda", "bus": "sata"}  # type: ignore[union-attr]
+    bare = redefine("<domain/>", name="x", disks={"/one": DISKS[ROOT], "/two": DISKS[DATA]}).xml
+    assert list(disks_of(ET.fromstring(bare))) == ["vda", "vdb"]
 
 
 def test_sources_of_all_disks() -> None:
@@ -236,11 +266,20 @@ def test_uefi_variables_go_where_they_are_told_or_where_libvirt_likes() -> None:
 def test_newer_forms_of_nvram() -> None:
     new = DOMAIN.replace(">/var/lib/libvirt/qemu/nvram/i-2-1234-VM_VARS.fd<", " type='file'><source file='/n/v.fd'/><")
     assert nvram_path(new) == "/n/v.fd"
+    root = ET.fromstring(redefine(new, name="x", disks=DISKS, nvram="/n/x.fd").xml)
+    nvram = root.find("os/nvram")
+    assert nvram is not None
+    assert (nvram.text, nvram.get("type"), list(nvram)) == ("/n/x.fd", None, []), "a path is no <source>"
     over_network = new.replace(" type='file'><source file='/n/v.fd'/>", " type='network'><source name='v'/>")
     assert nvram_path(over_network) is None
     assert new_nvram_path(over_network, name="x") is None
     told = redefine(over_network, name="x", disks=DISKS).notes
     assert any("UEFI variables are not in a file" in note for note in told)
+    made_by_libvirt = "<domain><os firmware='efi'><type>hvm</type></os></domain>"
+    assert "<nvram>/n/x.fd</nvram>" in redefine(made_by_libvirt, name="x", disks={}, nvram="/n/x.fd").xml
+    assert "nvram" not in redefine(made_by_libvirt, name="x", disks={}).xml
+    stateless = made_by_libvirt.replace("<type>", "<loader stateless='yes'/><type>")
+    assert "nvram" not in redefine(stateless, name="x", disks={}, nvram="/n/x.fd").xml
     plain = "<domain><devices/></domain>"
     assert (nvram_path(plain), new_nvram_path(plain, name="x")) == (None, None)
     assert not redefine(plain, name="x", disks={}).has_tpm
@@ -252,7 +291,7 @@ def test_newer_forms_of_nvram() -> None:
 def test_an_isolated_vm_reaches_nothing() -> None:
     definition, root = made(isolate=True, keep_macs=True)
     left = {device.tag for device in root.iterfind("devices/*")}
-    assert left == {"disk", "serial", "console", "channel", "graphics", "audio", "tpm", "vsock", "rng"}
+    assert left == {"disk", "serial", "console", "channel", "graphics", "audio", "tpm", "rng"}
     for tag in ("cputune", "memoryBacking", "resource", "seclabel"):
         assert root.find(tag) is None, tag
     assert "commandline" not in definition.xml
@@ -262,7 +301,7 @@ def test_an_isolated_vm_reaches_nothing() -> None:
     assert disks_of(root)["vda"].find("driver").attrib == {"name": "qemu", "type": "qcow2", "discard": "unmap"}  # type: ignore[union-attr]
     assert root.find("devices/channel/source") is None
     told = "\n".join(definition.notes)
-    for word in ("interface (bridge)", "hostdev (pci)", "filesystem (mount)"):
+    for word in ("interface (bridge)", "hostdev (pci)", "filesystem (mount)", "vsock (virtio)"):
         assert f"{word} is left out" in told
 
 

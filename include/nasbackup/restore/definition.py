@@ -1,7 +1,8 @@
 """From the definition in a backup to that of another VM: pure, XML in and XML out.
 
 What made the VM that VM (name, UUID, MACs, fixed ports, paths of its own) becomes another's, or libvirt's to choose;
-everything else stays as it was. What cannot be carried over is dropped and told.
+everything else stays as it was. What cannot be carried over is dropped and told. (Disks: ``disks``, other devices:
+``devices``, and those of a VM that is shut away: ``isolation``.)
 """
 
 from __future__ import annotations
@@ -15,21 +16,15 @@ from pathlib import PurePath
 from nasbackup import layout
 from nasbackup.errors import DefinitionUnusable, ParamInvalid
 from nasbackup.hypervisor.xml import disk_source, has_emulated_tpm, nvram_path
-from nasbackup.restore import devices
+from nasbackup.restore import devices, isolation
+from nasbackup.restore.disks import DiskFile, become_files
+
+__all__ = ["Definition", "DiskFile", "check_name", "disk_sources", "new_nvram_path", "redefine"]
 
 ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 
 _LONGEST_NAME = 200
 """Bytes: libvirt makes file names of it (logs, sockets), with something before and behind."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskFile:
-    """What a disk becomes: an image file. ``backing``: what lies below it and is only read; None: it stands alone."""
-
-    file: str
-    format: str
-    backing: DiskFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +54,12 @@ def redefine(
 ) -> Definition:
     """The definition of a VM ``name`` whose disks are these files: ``disks`` maps the source of each to its file.
 
-    ``uuid``: None makes a new one. ``keep_macs``: the VM takes the old one's place: its MACs, ports and paths of
-    sockets stay. ``isolate``: for a VM that must reach nothing and disturb nobody: no network, no devices, directories
-    or command lines of the host. ``nvram``: path of its UEFI variables; None leaves the choice to libvirt. ``media``:
-    sources of read-only disks, CD-ROMs and floppies that exist and may be shared; the others are taken out.
-    Raises DefinitionUnusable (no XML, or it lacks one of ``disks``), ParamInvalid (the name).
+    A disk that it lacks is added: the running VM had it. ``uuid``: None makes a new one. ``keep_macs``: the VM takes
+    the old one's place: its MACs, ports, paths of sockets and what it shares with its host stay. ``isolate``: for a VM
+    that must reach nothing and disturb nobody: no network, no devices, directories or command lines of the host.
+    ``nvram``: path of its UEFI variables; None leaves the choice to libvirt. ``media``: sources of read-only disks,
+    CD-ROMs and floppies that exist and may be shared; the others are taken out. Raises DefinitionUnusable,
+    ParamInvalid (the name), NoFreeTarget.
     """
     check_name(name)
     root = _parse(domain_xml)
@@ -71,11 +67,12 @@ def redefine(
     uuid = str(uuids.UUID(uuid)) if uuid else str(uuids.uuid4())
     _identify(root, name=name, uuid=uuid)
     notes = _firmware(root, nvram=nvram)
-    notes += _disks(root, vm=old_name, disks=disks, media=frozenset(media))
+    notes += become_files(root, vm=old_name, disks=disks, media=frozenset(media))
     if isolate:
-        notes += devices.isolate(root)
+        notes += isolation.isolate(root)
     elif not keep_macs:
         notes += devices.become_another(root)
+    notes += devices.have_own_state(root)
     for target in root.iterfind("./devices/interface/target"):
         target.attrib.pop("dev", None)  # the tap device on the host: libvirt names it
     document = ET.tostring(root, encoding="unicode")
@@ -148,78 +145,15 @@ def _child(root: ET.Element, tag: str) -> ET.Element:
 
 
 def _firmware(root: ET.Element, *, nvram: str | None) -> list[str]:
-    found = root.find("./os/nvram")
+    found, system = root.find("./os/nvram"), root.find("./os[@firmware='efi']")
+    if found is None and system is not None and nvram is not None and system.find("loader[@stateless='yes']") is None:
+        found = ET.SubElement(system, "nvram")  # libvirt would make them too, at a place of its own
     if found is None:
         return []
     notes = []
-    if found.get("type", "file") != "file":
+    if found.attrib.pop("type", "file") != "file":  # of <source>, which is replaced by a path: then there is none
         notes.append("its UEFI variables are not in a file of its host: the new VM starts with those of the template")
-        found.attrib.pop("type")
     for source in found.findall("source"):
         found.remove(source)
     found.text = nvram
     return notes
-
-
-def _disks(root: ET.Element, *, vm: str, disks: Mapping[str, DiskFile], media: Collection[str]) -> list[str]:
-    notes, missing = [], set(disks)
-    for parent in root.iterfind("./devices"):
-        for disk in parent.findall("disk"):
-            source, kind = disk_source(disk), disk.get("device", "disk")
-            target = disk.find("target")
-            called = target.get("dev", "?") if target is not None else "?"
-            if source in disks:
-                missing.discard(source)
-                if _is_encrypted(disk):
-                    notes.append(f"disk {called} was encrypted; the restored one is plain")
-                _become_file(disk, disks[source])
-            elif kind in ("cdrom", "floppy"):
-                if disk.find("source") is not None and source not in media:
-                    notes.append(f"{kind} {called} is empty: {source or 'its medium'} is not there")
-                    _empty(disk)
-            elif not (disk.find("readonly") is not None and source in media):
-                notes.append(f"disk {called} ({source or 'of a kind of its own'}) is left out: it is not in the backup")
-                parent.remove(disk)
-    if missing:
-        raise DefinitionUnusable(vm=vm, problem=f"it has no disk {', '.join(sorted(missing))}")
-    return notes
-
-
-def _is_encrypted(disk: ET.Element) -> bool:
-    return disk.find("encryption") is not None or disk.find("source/encryption") is not None
-
-
-def _become_file(disk: ET.Element, image: DiskFile) -> None:
-    position = 0
-    for index, child in reversed(list(enumerate(disk))):
-        # What describes the old image, or was the old process's.
-        if child.tag in ("source", "backingStore", "mirror", "encryption", "auth", "state"):
-            disk.remove(child)
-            position = index
-    disk.set("type", "file")
-    driver = disk.find("driver")
-    if driver is None:
-        driver = ET.Element("driver", name="qemu")
-        disk.insert(0, driver)
-        position += 1
-    driver.set("type", image.format)
-    source = ET.Element("source", file=image.file)
-    disk.insert(position, source)
-    if image.backing is not None:
-        disk.insert(position + 1, _backing(image.backing))
-
-
-def _backing(image: DiskFile) -> ET.Element:
-    """Spelled out to its end, so that nothing is probed, and none of it gets another owner: it is somebody's backup."""
-    element = ET.Element("backingStore", type="file")
-    ET.SubElement(element, "format", type=image.format)
-    ET.SubElement(ET.SubElement(element, "source", file=image.file), "seclabel", model="dac", relabel="no")
-    element.append(ET.Element("backingStore") if image.backing is None else _backing(image.backing))
-    return element
-
-
-def _empty(disk: ET.Element) -> None:
-    for tag in ("source", "backingStore", "mirror"):
-        for found in disk.findall(tag):
-            disk.remove(found)
-    disk.set("type", "file")

@@ -1,31 +1,45 @@
-"""Devices of a definition that only one VM at a time can have, and those that reach out of it: pure."""
+"""Devices of a definition that only one VM at a time can have, or that are not a VM's own to have: pure."""
 
 from __future__ import annotations
 
+import ipaddress
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 
-from nasbackup import layout
-
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+OF_A_SCREEN = ("spicevmc", "spiceport", "qemu-vdagent", "dbus")
 _CHARACTER = ("serial", "console", "parallel", "channel")
-_OF_THE_HOST = ("hostdev", "redirdev", "filesystem", "shmem", "smartcard", "lease", "crypto")
-_PLACED_ON_THE_HOST = ("cputune", "numatune", "memoryBacking", "resource", "iothreadids", "keywrap")
-_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_OF_NOBODY = ("pty", "null", "stdio", "vc", *OF_A_SCREEN)
+_LOOPBACK = "127.0.0.1"
+
+
+def have_own_state(root: ET.Element) -> list[str]:
+    """What even a VM that takes the old one's place cannot have as it was. Returns what is to be told.
+
+    The state of its TPM, for what a backup has of it is put where libvirt looks by itself; and a console that others
+    reach over the network, for its password is in no backup.
+    """
+    notes = []
+    for backend in root.iterfind("./devices/tpm/backend[@type='emulator']"):
+        for source in backend.findall("source"):
+            backend.remove(source)
+            notes.append(f"the TPM's state was at {source.get('path')}; the VM has its own, where libvirt keeps them")
+    for graphics in root.iterfind("./devices/graphics"):
+        notes += _listen_here(graphics)
+    return notes
 
 
 def become_another(root: ET.Element) -> list[str]:
-    """A VM that may run beside the old one: MACs, fixed ports and sockets of its own. Returns what is to be told."""
-    notes = []
+    """A VM that may run beside the old one: MACs, fixed ports and sockets of its own, and nothing that both would use.
+
+    Returns what is to be told.
+    """
+    notes = remove(root, _is_shared, why="the old VM uses it too")
     for interface in root.iterfind("./devices/interface"):
         _forget_address(interface)
     for graphics in root.iterfind("./devices/graphics"):
-        if graphics.get("autoport") == "no" or (graphics.get("port", "-1") != "-1" and not graphics.get("autoport")):
-            notes.append(f"{graphics.get('type')} had the fixed port {graphics.get('port')}; libvirt chooses one now")
-            for word in ("port", "tlsPort", "websocket"):
-                graphics.attrib.pop(word, None)
-            graphics.set("autoport", "yes")
+        notes += _own_screen(graphics)
     notes += _character_devices(root)
-    notes += _remove(root, lambda device: device.tag == "memory" and device.get("model") in ("nvdimm", "virtio-pmem"))
     for vsock in root.iterfind("./devices/vsock/cid"):
         vsock.attrib.pop("address", None)
         vsock.set("auto", "yes")
@@ -33,30 +47,50 @@ def become_another(root: ET.Element) -> list[str]:
         f"hostdev ({device.get('type') or '?'}) is a device of the host: the VM starts only where it is free"
         for device in root.iterfind("./devices/hostdev")
     ]
+    if root.find(f"./{QEMU}commandline") is not None:
+        notes.append(
+            "qemu:commandline is as it was: look whether its arguments name ports, files or sockets of the old VM "
+            "before both run"
+        )
     return notes
 
 
-def isolate(root: ET.Element) -> list[str]:
-    """A VM that reaches nothing and disturbs nobody: no network, nothing of its host but memory and processors."""
-    notes = _remove(root, lambda device: device.tag == "interface" or device.tag in _OF_THE_HOST)
-    for parent in [root, *root.iterfind("./devices")]:
-        for element in list(parent):
-            if element.tag in _PLACED_ON_THE_HOST or element.tag.startswith(_QEMU) or element.tag == "seclabel":
-                parent.remove(element)
-    metadata = root.find("./metadata")
-    ET.SubElement(ET.SubElement(root, "metadata") if metadata is None else metadata, f"{{{layout.APART}}}apart")
-    notes += become_another(root)
-    notes += _remove(root, lambda device: device.tag == "tpm" and _backend(device) != "emulator")
-    notes += _remove(root, lambda device: device.tag == "rng" and _backend(device) != "random")
-    _look_only_from_here(root)
-    for interface in root.iterfind("./devices/audio"):
-        interface.attrib = {"id": interface.get("id", "1"), "type": "none"}
-    for disk in root.iterfind("./devices/disk/driver"):
-        for word in ("cache", "io", "iothread", "queues"):  # fit for the old storage, perhaps not for this one
-            disk.attrib.pop(word, None)
-    for driver in root.iterfind("./devices/controller/driver"):
-        driver.attrib.pop("iothread", None)
+def remove(root: ET.Element, unwanted: Callable[[ET.Element], bool], *, why: str) -> list[str]:
+    """Returns what is to be told."""
+    notes = []
+    for parent in root.iterfind("./devices"):
+        for device in list(parent):
+            if unwanted(device):
+                parent.remove(device)
+                kind = device.get("type") or device.get("model") or device.get("name") or "?"
+                notes.append(f"{device.tag} ({kind}) is left out: {why}")
     return notes
+
+
+def is_of_the_host(device: ET.Element) -> bool:
+    """A keyboard or mouse of the host itself."""
+    return device.tag == "input" and device.get("type") in ("evdev", "passthrough")
+
+
+def backend(device: ET.Element) -> str:
+    found = device.find("backend")
+    return "" if found is None else found.get("type") or found.get("model") or ""
+
+
+def _is_shared(device: ET.Element) -> bool:
+    """Two VMs that have it write into each other's, or take it from each other."""
+    match device.tag:
+        case "filesystem" | "shmem" | "pstore":
+            return True
+        case "memory":
+            return device.get("model") in ("nvdimm", "virtio-pmem")
+        case "interface":
+            return device.get("type") == "vhostuser" and device.find("source[@path]") is not None
+        case "tpm":
+            return backend(device) == "external"
+        case "redirdev" | "smartcard":
+            return device.get("type", "spicevmc") != "spicevmc"
+    return is_of_the_host(device)
 
 
 def _forget_address(interface: ET.Element) -> None:
@@ -69,6 +103,55 @@ def _forget_address(interface: ET.Element) -> None:
         parameters.attrib.pop("instanceid", None)
 
 
+def _own_screen(graphics: ET.Element) -> list[str]:
+    """QEMU takes over a socket that is there, also that of a VM that runs; a port can be had once."""
+    listens = graphics.findall("listen[@socket]")
+    socket = graphics.attrib.pop("socket", None) or next((listen.get("socket") for listen in listens), None)
+    if socket is not None:
+        for listen in listens:
+            listen.attrib.pop("socket")
+        if not listens:
+            ET.SubElement(graphics, "listen", type="socket")
+        return [f"{graphics.get('type')} was at the socket {socket}; libvirt names one now"]
+    if graphics.find("listen[@type='socket']") is not None:
+        return []  # libvirt names it
+    if graphics.get("autoport") == "no" or (graphics.get("port", "-1") != "-1" and not graphics.get("autoport")):
+        port = graphics.get("port")
+        for word in ("port", "tlsPort", "websocket"):
+            graphics.attrib.pop(word, None)
+        graphics.set("autoport", "yes")
+        return [f"{graphics.get('type')} had the fixed port {port}; libvirt chooses one now"]
+    return []
+
+
+def _listen_here(graphics: ET.Element) -> list[str]:
+    listens = graphics.findall("listen")
+    local = any(listen.get("type") in ("socket", "none") for listen in listens) or graphics.get("socket") is not None
+    if local or graphics.get("type") not in ("vnc", "spice", "rdp"):
+        return []
+    places = [graphics.get("listen"), *(listen.get("network") or listen.get("address") for listen in listens)]
+    known = sorted({place for place in places if place})
+    if known and all(map(_is_loopback, known)):
+        return []
+    for listen in listens:
+        graphics.remove(listen)
+    graphics.set("listen", _LOOPBACK)  # also where nothing was named: then it is the host that decides
+    ET.SubElement(graphics, "listen", type="address", address=_LOOPBACK)
+    if not known:
+        return []
+    return [
+        f"{graphics.get('type')} listens on {_LOOPBACK}, and not on {', '.join(known)}: its password is in no backup, "
+        "and without one the console is everybody's. `virsh edit` gives it a password, then its address"
+    ]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _character_devices(root: ET.Element) -> list[str]:
     """Those at a path or port of the host: two VMs cannot have the same. (A pty or an automatic socket is nobody's.)"""
     notes = []
@@ -79,10 +162,7 @@ def _character_devices(root: ET.Element) -> list[str]:
             device.attrib.pop("tty", None)
             source = device.find("source")
             kind = device.get("type")
-            if (
-                kind in ("pty", "null", "stdio", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus")
-                or source is None
-            ):
+            if kind in _OF_NOBODY or source is None:
                 if source is not None and kind == "pty":
                     device.remove(source)
                 continue
@@ -93,32 +173,4 @@ def _character_devices(root: ET.Element) -> list[str]:
                 continue  # libvirt names the socket
             notes.append(f"{tag} was at {where}; it is a pty now")
             device.set("type", "pty")
-    return notes
-
-
-def _look_only_from_here(root: ET.Element) -> None:
-    """One screen, on this machine's loopback address, at a port that is free."""
-    for parent in root.iterfind("./devices"):
-        screens = parent.findall("graphics")
-        for screen in screens:
-            parent.remove(screen)
-        if screens:
-            ET.SubElement(parent, "graphics", type="vnc", autoport="yes", listen="127.0.0.1")
-        for channel in parent.findall("channel"):
-            if channel.get("type") in ("spicevmc", "spiceport", "qemu-vdagent", "dbus"):
-                parent.remove(channel)
-
-
-def _backend(device: ET.Element) -> str:
-    backend = device.find("backend")
-    return "" if backend is None else backend.get("type") or backend.get("model") or ""
-
-
-def _remove(root: ET.Element, unwanted: Callable[[ET.Element], bool]) -> list[str]:
-    notes = []
-    for parent in root.iterfind("./devices"):
-        for device in list(parent):
-            if unwanted(device):
-                parent.remove(device)
-                notes.append(f"{device.tag} ({device.get('type') or device.get('model') or '?'}) is left out")
     return notes
