@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from nasbackup.catalog import readings
-from nasbackup.errors import InstantUnfinished
+from nasbackup.errors import InstantBusy, InstantUnfinished, TargetExists
 from nasbackup.hypervisor import connect, live
 from nasbackup.model import BackupStatus, BackupType
 from nasbackup.restore.image import locate
@@ -39,7 +40,7 @@ def copy(story: Story, libvirt_connection: Any) -> Iterator[lab.LabVm]:
 
 
 def sockets(story: Story) -> list[Path]:
-    return list(Path(story.site.host.socket_dir).glob("instant-*"))
+    return list(Path(story.site.host.socket_dir).glob("*instant-*"))  # and what stands for a lock
 
 
 def servers() -> list[str]:
@@ -150,6 +151,45 @@ def test_it_goes_on_after_a_crash_and_meanwhile_the_backup_is_kept(
     eventually(lambda: servers() == [])
     shutil.rmtree(root / backup.external_id)
     copy.guest_io("vda", "read -P 0x22 0 1M", "read -P 0x21 1M 1M")
+
+
+def test_of_two_that_start_it_the_second_leaves_the_first_one_alone(
+    story: Story, copy: lab.LabVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first still measures how much room it needs, which takes long."""
+    story.machine.guest_io("vda", "write -P 0x31 0 2M")
+    backup = story.backup()
+    measure, second = instant.image_bytes, []
+
+    def slowly(*args: Any, **kwargs: Any) -> int:
+        if not second:
+            second.append("came")
+            with pytest.raises(InstantBusy, match=f"VM {copy.name} is being started from backup {backup.external_id}"):
+                begin(story, copy, backup.external_id)
+        return measure(*args, **kwargs)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(instant, "image_bytes", slowly)
+        vm = begin(story, copy, backup.external_id)
+    assert second == ["came"]
+    copy.guest_io("vda", "read -P 0x31 0 2M")
+    assert marks(story) == [f"VM {copy.name} on {story.site.host.name}, which runs from it"]
+    with connect(story.site.host) as hypervisor:
+        instant.finish(hypervisor, vm, database=story.site.database)
+    assert (sockets(story), marks(story)) == ([], [])
+
+
+def test_what_an_undefined_one_has_written_is_not_taken_for_a_leftover(story: Story, copy: lab.LabVm) -> None:
+    backup = story.backup()
+    begin(story, copy, backup.external_id)
+    copy.guest_io("vda", "write -P 0x41 0 1M", "flush")
+    image = copy.disks["vda"]
+    copy.destroy()
+    copy.domain.undefine()
+    before = image.read_bytes()
+    with pytest.raises(TargetExists, match=re.escape(f"{image} exists already")):
+        begin(story, copy, backup.external_id)
+    assert image.read_bytes() == before
 
 
 def test_what_is_refused_leaves_nothing(story: Story, copy: lab.LabVm, tmp_path: Path) -> None:

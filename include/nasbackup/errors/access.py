@@ -61,6 +61,14 @@ class DrillFailed(NasBackupError):
     template = "The drill of backup {backup} failed: {why}"
 
 
+class InstantBusy(NasBackupError):
+    template = (
+        "VM {vm} is being started from backup {backup} by another process, which was left alone. Wait until it runs; "
+        "then the same command goes on with it."
+    )
+    retryable = True
+
+
 class InstantUnfinished(NasBackupError):
     template = (
         "VM {vm} was started from backup {backup}, and is not independent of the NAS yet: {why}. Nothing is lost: "

@@ -40,6 +40,20 @@ def require_reserve(host: Host) -> None:
         )
 
 
+def require_reserve_of_backups(host: Host) -> None:
+    """While a drilled guest writes there, too. Raises HostNotReady when twice the reserve is touched: end the drill
+    then, before a backup has to end.
+    """
+    has, reserve = _free_and_reserve(host)
+    if has < 2 * reserve:
+        raise HostNotReady(
+            host=host.name,
+            problem=f"{host.scratch_dir} has {has} bytes left, and what a drilled guest writes goes there: with less "
+            f"than {2 * reserve} there is no drill, or it is ended, so that backups have room; free some space there, "
+            "or give the host a larger scratch_dir",
+        )
+
+
 def _free_and_reserve(host: Host) -> tuple[int, int]:
     try:
         status = os.statvfs(host.scratch_dir)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from nasbackup.model import BackupVolume
 from nasbackup.restore.definition import DiskFile
+from nasbackup.restore.files import doing, take_new_place
 from nasbackup.restore.image import Located
+from nasbackup.restore.plan import PlannedFile
 from nasbackup.restore.serve import chain_tops
-from nasbackup.transfer.lend import create_overlay, lend, take_back
+from nasbackup.transfer.lend import create_overlay, is_unused_overlay, lend, take_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,30 @@ def lend_all(located: Located, *, overlays: Sequence[Overlay]) -> None:
 
 
 def create_all(overlays: Sequence[Overlay]) -> None:
-    """Raises TargetExists, ToolFailed."""
+    """Each is complete when it gets its name. Raises TargetExists, ToolFailed, FileTrouble."""
     for overlay in overlays:
-        create_overlay(overlay.file, socket=overlay.socket, virtual_size=overlay.volume.virtual_size)
+        staged = _staged(overlay)
+        try:
+            with doing("Removing", staged):
+                staged.unlink(missing_ok=True)  # of a call that was killed
+            create_overlay(staged, socket=overlay.socket, virtual_size=overlay.volume.virtual_size)
+            take_new_place(PlannedFile(path=str(overlay.file), staged=str(staged)))
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def remove_unused(overlays: Sequence[Overlay]) -> None:
+    """Those that an earlier call has made and no VM has used. By whoever alone may make them. Raises FileTrouble."""
+    for overlay in overlays:
+        with doing("Removing", overlay.file):
+            _staged(overlay).unlink(missing_ok=True)
+            if is_unused_overlay(overlay.file, socket=overlay.socket):
+                overlay.file.unlink()
+
+
+def _staged(overlay: Overlay) -> Path:
+    """The socket's name is nobody else's."""
+    return overlay.file.with_name(f"{overlay.file.name}.{overlay.socket.stem}")
 
 
 def take_back_all(overlays: Sequence[Overlay]) -> None:
@@ -54,7 +77,10 @@ def take_back_all(overlays: Sequence[Overlay]) -> None:
 
 
 def disk_files(overlays: Sequence[Overlay]) -> dict[str, DiskFile]:
-    return {overlay.volume.source: DiskFile(file=str(overlay.file), format="qcow2") for overlay in overlays}
+    return {
+        overlay.volume.source: DiskFile(file=str(overlay.file), format="qcow2", target=overlay.volume.target)
+        for overlay in overlays
+    }
 
 
 def on_backup(definition: str, *, overlays: Sequence[Overlay]) -> str:

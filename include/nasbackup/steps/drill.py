@@ -11,9 +11,7 @@ libvirt ends the VM, its loss of the connection ends what served the backup, and
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import re
 import shutil
 import time
@@ -33,19 +31,21 @@ from nasbackup.errors import (
     DrillFailed,
     FileTrouble,
     GuestSilent,
+    HostNotReady,
     HostUnreachable,
     NasBackupError,
     ParamInvalid,
     ReadingLost,
     ToolMissing,
 )
-from nasbackup.hypervisor import Hypervisor, connect, live
+from nasbackup.hypervisor import Hypervisor, connect, live, scratch
 from nasbackup.model import Host
 from nasbackup.nas import state
 from nasbackup.restore import overlay as overlays
 from nasbackup.restore.definition import redefine
 from nasbackup.restore.files import doing
 from nasbackup.restore.filesystems import opened
+from nasbackup.restore.held import held
 from nasbackup.restore.image import Located, locate
 from nasbackup.restore.sums import compare
 from nasbackup.steps.reading import Protection, protected
@@ -80,8 +80,8 @@ class DrillRequest:
 def drill(database: Database, *, host: Host, request: DrillRequest, reader: str) -> DrillRecord:
     """Carry one out, and record what it found: also that the backup does not come up, which is no exception here.
 
-    Raises BackupNotFound, BackupNotRestorable (it is not there to be drilled), ParamInvalid, DrillBusy,
-    HostUnreachable, CatalogError, ReadingLost: then there was no drill.
+    Raises BackupNotFound, BackupNotRestorable (it is not there to be drilled), ParamInvalid, DrillBusy, HostNotReady
+    (its scratch directory is needed for backups), HostUnreachable, CatalogError, ReadingLost: then there was no drill.
     """
     pattern = _pattern(request.pattern)
     located = locate(database, external_id=request.backup)
@@ -101,7 +101,7 @@ def drill(database: Database, *, host: Host, request: DrillRequest, reader: str)
             if request.sums is not None:
                 detail = _compare(located, path=request.sums, protection=protection)
             ok = True
-        except (CatalogError, DrillBusy, FileTrouble, HostUnreachable, ReadingLost, ToolMissing):
+        except (CatalogError, DrillBusy, FileTrouble, HostNotReady, HostUnreachable, ReadingLost, ToolMissing):
             raise
         except NasBackupError as error:
             ok, detail = False, str(error)
@@ -139,7 +139,8 @@ def sweep(hypervisor: Hypervisor) -> list[str]:
     """Remove what drills left that were killed: directories that nobody holds and no VM of this host uses."""
     alive, removed = live.active_names(hypervisor), []
     for directory in Path(hypervisor.host.scratch_dir).glob(f"{PREFIX}*"):
-        with suppress(DrillBusy, OSError), _held(directory, backup=directory.name):
+        busy = DrillBusy(backup=directory.name, place=directory)
+        with suppress(DrillBusy, OSError), held(directory, busy=busy):
             name, key = _read(directory / "name"), _read(directory / "key")
             if name in alive:
                 continue  # it was kept, for a look
@@ -158,35 +159,21 @@ def _read(file: Path) -> str:
         return ""
 
 
-@contextmanager
-def _held(directory: Path, *, backup: str) -> Iterator[None]:
-    """Nobody else has the directory meanwhile; the kernel gives it free when we are killed. Raises DrillBusy."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), directory.stat()):
-                raise BlockingIOError  # it was swept away a moment ago, and is another's by now
-        except (BlockingIOError, FileNotFoundError):
-            raise DrillBusy(backup=backup, place=directory) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Vm:
     name: str
+    host: Host
     domain: object
     console: live.Console
 
     def wait(self, *, pattern: re.Pattern[str] | None, end: float, timeout: float, protection: Protection) -> None:
-        """Raises GuestSilent with the last words of the console."""
+        """Raises GuestSilent with the last words of the console; HostNotReady when the guest writes too much."""
         wanted = (
             "the guest agent did not answer" if pattern is None else f"the console did not show {pattern.pattern!r}"
         )
         while True:
             protection.check()
+            scratch.require_reserve_of_backups(self.host)
             if pattern is not None and pattern.search(self.console.text):
                 return
             if not live.is_running(self.domain):
@@ -209,9 +196,10 @@ def _running(hypervisor: Hypervisor, located: Located, *, request: DrillRequest)
     """The throwaway VM, and its definition; nothing of it is left afterwards, unless it is to be kept."""
     host, name = hypervisor.host, drill_name(located)
     directory = Path(host.scratch_dir, layout.safe_component(name))
+    scratch.require_reserve_of_backups(host)
     with doing("Making", directory), suppress(FileExistsError):
         directory.mkdir()
-    with _held(directory, backup=located.backup.external_id):
+    with held(directory, busy=DrillBusy(backup=located.backup.external_id, place=directory)):
         if name in live.active_names(hypervisor):
             raise DrillBusy(backup=located.backup.external_id, place=f"VM {name} runs: `virsh destroy` ends it")
         own, keep = str(uuid.uuid4()), False
@@ -226,7 +214,7 @@ def _running(hypervisor: Hypervisor, located: Located, *, request: DrillRequest)
             overlays.lend_all(located, overlays=made)
             overlays.create_all(made)
             with live.throwaway(hypervisor, definition=definition, name=name, keep=request.keep) as (domain, console):
-                yield _Vm(name=name, domain=domain, console=console), definition
+                yield _Vm(name=name, host=host, domain=domain, console=console), definition
                 keep = request.keep
         finally:
             if not keep:
@@ -245,11 +233,11 @@ def _definition(located: Located, *, name: str, uuid: str, directory: Path, made
         uuid=uuid,
         disks=overlays.disk_files(made),
         isolate=True,
-        nvram=str(variables) if found.nvram is not None else None,
+        nvram=str(variables),  # also when the backup has none: libvirt would leave those that it makes elsewhere
     )
     if found.nvram is not None:
         variables.write_bytes(state.load(located.directory, entry=found.nvram))
-    for note in definition.notes:
+    for note in (*found.missing, *definition.notes):
         log.info("%s: %s", name, note)
     return overlays.with_console(overlays.on_backup(definition.xml, overlays=made))
 

@@ -19,12 +19,13 @@ from datetime import datetime
 from pathlib import Path
 
 from nasbackup.catalog import Database, readings
-from nasbackup.errors import BackupNotRestorable, InstantUnfinished, NasBackupError
+from nasbackup.errors import BackupNotRestorable, InstantBusy, InstantUnfinished, NasBackupError
 from nasbackup.hypervisor import Hypervisor, define, live
 from nasbackup.nas import state
 from nasbackup.nas.durable import write_durably
 from nasbackup.restore.definition import check_name, redefine
 from nasbackup.restore.files import doing, require_room
+from nasbackup.restore.held import held_by_name
 from nasbackup.restore.image import Located, choose, image_bytes
 from nasbackup.restore.overlay import (
     Overlay,
@@ -33,6 +34,7 @@ from nasbackup.restore.overlay import (
     lend_all,
     on_backup,
     plan_overlays,
+    remove_unused,
     take_back_all,
 )
 from nasbackup.steps.restore.plan import described
@@ -68,38 +70,55 @@ def start(
 
     ``to``: an absolute directory that QEMU's user can reach; it gets the VM's images. Raises ParamInvalid, VmExists,
     TargetExists, NotEnoughSpace, BackupNotRestorable, DefinitionUnusable, HypervisorError: then nothing is left of it.
+    Raises InstantBusy when another process is just doing that: its VM is left alone.
     """
     check_name(name)
-    backup = located.backup
-    own = str(uuid.uuid5(_NAMES, f"{backup.external_id}\n{name}"))
-    overlays = plan_overlays(backup.volumes, directory=to, socket_dir=socket_dir, key=f"instant-{own}")
-    define.require_free(hypervisor, name=name, uuid=own)
-    known = hypervisor.domain_by_uuid(own)
+    own = str(uuid.uuid5(_NAMES, f"{located.backup.external_id}\n{name}"))
+    key = f"instant-{own}"
+    overlays = plan_overlays(located.backup.volumes, directory=to, socket_dir=socket_dir, key=key)
+    busy = InstantBusy(vm=name, backup=located.backup.external_id)
+    with held_by_name(Path(socket_dir, f".{key}"), busy=busy):
+        return _start(hypervisor, located, database=database, name=name, uuid=own, to=to, overlays=overlays)
+
+
+def _start(
+    hypervisor: Hypervisor,
+    located: Located,
+    *,
+    database: Database | None,
+    name: str,
+    uuid: str,
+    to: Path,
+    overlays: Sequence[Overlay],
+) -> InstantVm:
+    """By the only process that makes, or starts, this VM."""
+    define.require_free(hypervisor, name=name, uuid=uuid)
+    known = hypervisor.domain_by_uuid(uuid)
     mark = _keep(database, located, reader=reader_of(name=name, host=hypervisor.host.name))
     notes: tuple[str, ...] = ()
     try:
         if known is None:
-            notes = _create(hypervisor, located, name=name, uuid=own, to=to, overlays=overlays)
+            notes = _create(hypervisor, located, name=name, uuid=uuid, to=to, overlays=overlays)
         elif not live.is_running(known):
             _require_ours(known, overlays=overlays)
             lend_all(located, overlays=overlays)
-            define.start(hypervisor, uuid=own, name=name)
+            define.start(hypervisor, uuid=uuid, name=name)
     except BaseException:
         if known is None and mark is not None and database is not None:
             with database.transaction() as cursor:
                 readings.end(cursor, reading_id=mark[0])
         raise
     vm = InstantVm(
-        backup=backup.external_id,
+        backup=located.backup.external_id,
         name=name,
-        uuid=own,
+        uuid=uuid,
         directory=to,
         overlays=overlays,
         notes=notes,
         reading_id=mark[0] if mark else None,
         until=mark[1] if mark else None,
     )
-    live.begin_next_pull(hypervisor, hypervisor.connection.lookupByUUIDString(own))
+    live.begin_next_pull(hypervisor, hypervisor.connection.lookupByUUIDString(uuid))
     return vm
 
 
@@ -163,6 +182,8 @@ def _create(
         nvram=str(variables) if found.nvram is not None else None,
     )
     made: list[Path] = []
+    defined = False
+    remove_unused(overlays)  # of a call that was killed before it had defined the VM
     with doing("Making", to):
         to.mkdir(parents=True, exist_ok=True, mode=0o711)
     try:
@@ -174,11 +195,13 @@ def _create(
             made.append(variables)
             write_durably(variables, state.load(located.directory, entry=found.nvram))
         xml = on_backup(definition.xml, overlays=overlays)
+        defined = True  # from here on: libvirt may have it although we are told of an error, or interrupted
         define.define(hypervisor, definition=xml, name=name, uuid=uuid)
         define.start(hypervisor, uuid=uuid, name=name)
     except BaseException:
-        with suppress(NasBackupError):
-            define.undefine(hypervisor, uuid=uuid)
+        if defined:
+            with suppress(NasBackupError):
+                define.undefine(hypervisor, uuid=uuid)
         take_back_all(overlays)
         for file in made:
             file.unlink(missing_ok=True)

@@ -6,11 +6,13 @@ changes the owner of what a VM uses). So it gets a socket, and everything behind
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
 import nbd
 
+from nasbackup.errors import ToolFailed
 from nasbackup.tools import node, run_tool
 from nasbackup.transfer.qcow2_target import claim
 
@@ -51,8 +53,31 @@ def take_back(socket: Path) -> None:
 def create_overlay(overlay: Path, *, socket: Path, virtual_size: int) -> None:
     """An empty image on top of what is lent. Raises TargetExists (it never replaces anything), ToolFailed."""
     claim(overlay)
-    backing = f"nbd+unix:///?socket={socket}"
     run_tool(
-        *("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing),
-        *("--", str(overlay.absolute()), str(virtual_size)),
+        *("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", _lent_at(socket)),
+        *("--", _name(overlay), str(virtual_size)),
     )
+
+
+def is_unused_overlay(file: Path, *, socket: Path) -> bool:
+    """Whether ``create_overlay`` has made it for this very socket, and nothing was ever written to it."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    alone = node(file, "qcow2", backing=None)  # what lies below may be gone, and says nothing of it
+    try:
+        found = json.loads(run_tool("qemu-img", "info", "--output=json", "-f", "qcow2", "--", _name(file)).stdout)
+        if found.get("backing-filename") != _lent_at(socket):
+            return False
+        extents = json.loads(run_tool("qemu-img", "map", "--output=json", "--", alone).stdout)
+    except ToolFailed:  # it is no such image, or in use
+        return False
+    return not any(extent["present"] for extent in extents)
+
+
+def _lent_at(socket: Path) -> str:
+    return f"nbd+unix:///?socket={socket}"
+
+
+def _name(file: Path) -> str:
+    """Absolute: then neither "-" nor "protocol:" can start it."""
+    return str(file.absolute())
