@@ -42,7 +42,7 @@ def measure_repositories() -> None:
     """
     database = hooks.catalog()
     stores = {name: partial(_store, database, name=name) for name in last_valid().repositories}
-    measure_hourly(database, stores=stores, now=datetime.now(UTC))
+    measure_hourly(database, stores=stores, now=database.now())
 
 
 def _store(database: Database, *, name: str) -> Store:

@@ -106,7 +106,7 @@ def _in_need(
     With what the catalog knows of them, by UUID.
     """
     with database.transaction() as cursor:
-        states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms], now=now)
+        states = due.states(cursor, vm_uuids=[vm.uuid for vm in vms])
     chosen = []
     for vm in vms:
         state = states.get(vm.uuid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from nasbackup import fleet
@@ -35,7 +35,8 @@ def look_at_fleet() -> dict[str, Any]:
     Raises CatalogUnreachable; FleetInvalid when no valid fleet.yaml was ever read here.
     """
     known, wrong = _fleet()
-    database, now = hooks.catalog(), datetime.now(UTC)
+    database = hooks.catalog()
+    now = database.now()  # a worker whose clock is ahead would forget alerts and the history of compliance
     deadline, also_wrong = _deadline()
     found = look(database, fleet=known, seen=_ask(known), now=now, deadline=deadline)
     found.findings += [*wrong, *also_wrong]

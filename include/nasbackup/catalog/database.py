@@ -7,6 +7,7 @@ import importlib.resources
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg2
@@ -77,6 +78,14 @@ class Database:
         CatalogUnreachable.
         """
         return self._connected(autocommit=True)
+
+    def now(self) -> datetime:
+        """By the server's clock: one for all, whichever worker asks. Raises CatalogUnreachable."""
+        with self.reading() as cursor:
+            cursor.execute("SELECT clock_timestamp() AS now")
+            (row,) = cursor.fetchall()
+        found: datetime = row["now"]
+        return found.astimezone(UTC)
 
     @contextlib.contextmanager
     def _connected(self, *, autocommit: bool) -> Iterator[Cursor]:

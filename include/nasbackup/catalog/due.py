@@ -30,12 +30,13 @@ class DueState:
         return state is VmState.STOPPED and self.seen_on not in ("", host)
 
 
-def states(cursor: Cursor, *, vm_uuids: Sequence[str], now: datetime) -> dict[str, DueState]:
+def states(cursor: Cursor, *, vm_uuids: Sequence[str]) -> dict[str, DueState]:
     """By UUID; VMs that the catalog does not know are not in the answer."""
     cursor.execute(
         """
         SELECT vm.uuid::text AS uuid, newest.created_at AS newest_at, coalesce(newest.repository, '') AS holds,
-               CASE WHEN vm.defined AND vm.seen_at >= %(since)s THEN vm.host ELSE '' END AS seen_on,
+               CASE WHEN vm.defined AND vm.seen_at >= clock_timestamp() - %(remembered)s
+                    THEN vm.host ELSE '' END AS seen_on,
                CASE WHEN EXISTS (SELECT 1 FROM backup WHERE vm_id = vm.vm_id AND status = 'BackingUp')
                     THEN coalesce(lease.holder, '') ELSE '' END AS backed_up_by
           FROM vm
@@ -47,6 +48,6 @@ def states(cursor: Cursor, *, vm_uuids: Sequence[str], now: datetime) -> dict[st
                ) newest ON true
          WHERE vm.uuid = ANY(%(uuids)s::uuid[])
         """,
-        {"uuids": list(vm_uuids), "since": now - REMEMBERED},
+        {"uuids": list(vm_uuids), "remembered": REMEMBERED},
     )
     return {row["uuid"]: DueState(**{name: row[name] for name in row if name != "uuid"}) for row in cursor.fetchall()}

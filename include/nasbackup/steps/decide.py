@@ -40,7 +40,7 @@ def decide_chain(
     with connect(site.host) as hypervisor:
         with restore_explained(site, hypervisor, vm=request.vm):
             vm = observe_vm(hypervisor, request=request)
-        _require_here(site, vm=vm, mode=request.mode, now=now or datetime.now(UTC))
+        _require_here(site, vm=vm, mode=request.mode)
         site.root()
         with site.database.autocommit() as cursor:
             lease = leases.acquire_and_register(cursor, vm_uuid=vm.uuid, vm=vm.name, host=site.host.name, holder=run_id)
@@ -71,12 +71,12 @@ def decide_chain(
     return _ticket(backup, lease=lease), backup
 
 
-def _require_here(site: Site, *, vm: Vm, mode: Mode, now: datetime) -> None:
+def _require_here(site: Site, *, vm: Vm, mode: Mode) -> None:
     """Not where only a stopped definition is, while the VM is on another host. Raises VmElsewhere."""
     if vm.state is not VmState.STOPPED:
         return
     with site.database.reading() as cursor:
-        known = due.states(cursor, vm_uuids=[vm.uuid], now=now).get(vm.uuid)
+        known = due.states(cursor, vm_uuids=[vm.uuid]).get(vm.uuid)
     if known is None or not known.is_left_behind(host=site.host.name, state=vm.state):
         return
     if mode is not Mode.FULL:

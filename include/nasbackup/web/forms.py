@@ -6,7 +6,6 @@ the same params. To be replaced by links once Airflow's can.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -69,7 +68,7 @@ def _from_policy(page: Page, cursor: Cursor, row: fleet.Row) -> dict[str, Any]:
     policy = known.policy_of(vm=row.name, host=row.host, title=row.title, metadata=row.metadata)
     if policy is None:
         return {}
-    state = due.states(cursor, vm_uuids=[row.uuid], now=datetime.now(UTC)).get(row.uuid)
+    state = due.states(cursor, vm_uuids=[row.uuid]).get(row.uuid)
     holds = state.holds if state is not None else ""
     repository = known.repository_of(policy, host=row.host, vm_uuid=row.uuid, holds=holds)
     return {"repository": repository, **policy.params()}
