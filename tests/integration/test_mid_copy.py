@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 from nasbackup import steps
+from nasbackup.catalog import Database
 from nasbackup.errors import JobLost, NasBackupError
 from nasbackup.model import Backup, BackupStatus, BackupType, Quiesce
 from nasbackup.steps import Site, Ticket
@@ -28,13 +30,37 @@ from lab import vm as lab
 from tests.integration.half_runs import MIB, begin, expire_leases, finish, names_on_nas
 from tests.integration.story import Story, tool
 
+BIG = 64 * MIB
+PIECES = 16
+"""So many pieces, of 1 MiB each, a copy begins to write before it hangs. (It writes a few at a time.)"""
+
 COPY = """
-import json, os, sys
+import json, os, signal, sys, threading
 from nasbackup import steps
 from nasbackup.catalog import Database
 from nasbackup.errors import NasBackupError
 from nasbackup.model import Host, Repository, RepositoryType
+from nasbackup.steps import source
+from nasbackup.transfer.qcow2_target import Target
 given = json.loads(sys.argv[1])
+
+write, pieces, one_at_a_time = Target.write, iter(range(1, 1 << 30)), threading.Lock()
+def stop_in_the_middle(target, piece, content):
+    with one_at_a_time:
+        if next(pieces) == given["pieces"]:
+            qemu_nbd = target._server._process.pid
+            os.kill(qemu_nbd, signal.SIGSTOP)
+            print(json.dumps([qemu_nbd, str(target._path)]), flush=True)
+    write(target, piece, content)
+Target.write = stop_in_the_middle
+
+explain = source.RunningSource.explain
+def say_so(running):
+    print("explaining", flush=True)
+    explain(running)
+source.RunningSource.explain = say_so
+source._NOTICED = given["noticed"] or source._NOTICED
+
 site = steps.Site(
     database=Database(parameters=given["parameters"]),
     host=Host(**given["host"]),
@@ -55,15 +81,26 @@ class Copying:
     qemu_nbd: int
     file: Path
 
+    def fall_asleep(self, database: Database) -> None:
+        """Stop the process itself as well (SIGSTOP), but not within a transaction, with a lock on its lease."""
+        deadline = time.monotonic() + 60
+        self.process.send_signal(signal.SIGSTOP)
+        while in_a_transaction(database):
+            assert time.monotonic() < deadline, "one transaction after the other"
+            self.process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+            self.process.send_signal(signal.SIGSTOP)
+
     def wake_up(self) -> str:
         """What became of it: the class of its error."""
+        self.process.send_signal(signal.SIGCONT)
         with suppress(ProcessLookupError):  # it may have noticed by itself
             os.kill(self.qemu_nbd, signal.SIGCONT)
         return self.end()
 
     def end(self) -> str:
         output, _ = self.process.communicate(timeout=60)
-        return output.strip()
+        return output.strip().rpartition("\n")[2]
 
     def kill(self) -> None:
         self.process.kill()
@@ -71,22 +108,39 @@ class Copying:
 
 
 @contextmanager
-def hanging_in_mid_copy(story: Story, ticket: Ticket, decided: Backup) -> Iterator[Copying]:
+def hanging_in_mid_copy(
+    story: Story, ticket: Ticket, decided: Backup, *, noticed: float | None = None
+) -> Iterator[Copying]:
+    """``noticed``: how many seconds it gives libvirt to notice that QEMU is gone, if not the usual."""
     given = {
         "parameters": dict(story.site.database.parameters),
         "host": asdict(story.site.host),
         "repository": asdict(story.site.repository),
         "ticket": asdict(ticket),
         "volume": decided.volumes[0].name,
+        "pieces": PIECES,
+        "noticed": noticed,
     }
     process = subprocess.Popen(
         [sys.executable, "-c", COPY, json.dumps(given)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        yield _hanging(process, story, decided, known=set(attempts(story, decided)))
+        qemu_nbd, file = json.loads(said_by(process))
+        assert b"qemu-nbd" in Path(f"/proc/{qemu_nbd}/cmdline").read_bytes()
+        assert MIB < Path(file).stat().st_blocks * 512 < BIG // 2, "in the middle"
+        yield Copying(process=process, qemu_nbd=qemu_nbd, file=Path(file))
     finally:
         process.kill()
         process.communicate()
+
+
+def said_by(process: subprocess.Popen[str]) -> str:
+    """The next line of its output."""
+    assert process.stdout
+    assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
+    line = process.stdout.readline()
+    assert line, f"it has ended: {process.communicate()[1]}"
+    return line.strip()
 
 
 def attempts(story: Story, decided: Backup) -> list[Path]:
@@ -94,25 +148,20 @@ def attempts(story: Story, decided: Backup) -> list[Path]:
     return list((Path(story.site.repository.path) / instance / f".partial-{directory}").glob("*.attempt-*"))
 
 
-def _hanging(process: subprocess.Popen[str], story: Story, decided: Backup, *, known: set[Path]) -> Copying:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the copy ended before it could be stopped"
-        for file in set(attempts(story, decided)) - known:
-            with suppress(FileNotFoundError):
-                if file.stat().st_blocks * 512 > MIB:
-                    server = _child_of(process.pid)
-                    os.kill(server, signal.SIGSTOP)
-                    assert file.stat().st_blocks * 512 < BIG // 2, "in the middle"
-                    return Copying(process=process, qemu_nbd=server, file=file)
-        time.sleep(0.001)
-    raise AssertionError("the copy has not begun to write")
-
-
-def _child_of(parent: int) -> int:
-    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    assert b"qemu-nbd" in Path(f"/proc/{child}/cmdline").read_bytes()
-    return int(child)
+def in_a_transaction(database: Database) -> bool:
+    """Whether anybody is. Looked twice: what was just sent is not yet seen."""
+    for _ in range(2):
+        time.sleep(0.2)
+        with database.transaction() as cursor:
+            cursor.execute(
+                "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()"
+                " AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND state <> 'idle'"
+            )
+            row = cursor.fetchone()
+        assert row is not None
+        if row["n"]:
+            return True
+    return False
 
 
 def gone(process: int, *, within: float = 10) -> bool:
@@ -128,12 +177,9 @@ def gone(process: int, *, within: float = 10) -> bool:
     return False
 
 
-BIG = 192 * MIB
-
-
 @pytest.fixture
 def big_story(libvirt_connection: Any, site: Site, vm_name: str, tmp_path: Path) -> Iterator[Story]:
-    """A volume that takes long enough to be caught in mid-copy."""
+    """A volume of many pieces."""
     with lab.lab_vm(libvirt_connection, name=vm_name, volumes=[lab.Volume(size=BIG)]) as machine:
         machine.guest_io("vda", f"write -P 0x11 0 {BIG // MIB}M")
         yield Story(site=site, machine=machine, work=tmp_path)
@@ -185,8 +231,9 @@ def test_an_orphan_that_wakes_up_after_another_run_took_over_leaves_no_byte(big_
     story = big_story
     ticket, orphaned = begin(story, run_id="orphan")
     with hanging_in_mid_copy(story, ticket, orphaned) as orphan:
-        expire_leases(story)
         story.machine.guest_io("vda", "write -P 0x22 0 4M")
+        orphan.fall_asleep(story.site.database)  # else it renews its lease every few seconds, and may be faster
+        expire_leases(story)
         heir, inherited = begin(story, run_id="heir")
         assert orphan.wake_up() in ("JobLost", "LeaseLost")
         recorded = finish(story, heir, inherited)
@@ -255,9 +302,10 @@ def test_an_export_that_breaks_before_libvirt_knows_why(big_story: Story, dies: 
     """The sockets of a QEMU that dies are closed a moment before libvirt notices."""
     story = big_story
     ticket, decided = begin(story)
-    with hanging_in_mid_copy(story, ticket, decided) as copying:
+    with hanging_in_mid_copy(story, ticket, decided, noticed=None if dies else 1.0) as copying:
         story.machine.qmp("nbd-server-stop")
         os.kill(copying.qemu_nbd, signal.SIGCONT)
+        assert said_by(copying.process) == "explaining"
         if dies:
             time.sleep(1)
             story.machine.destroy()

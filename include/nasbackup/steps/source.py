@@ -19,8 +19,12 @@ from nasbackup.transfer.source import serve_image
 Served = tuple[str, str | None]
 """An NBD URI, and the name of the dirty bitmap that is served with it (None for a full)."""
 
-_NOTICED = 3.0
-"""Seconds that libvirt may take to notice that QEMU is gone: the export breaks with QEMU, libvirt hears of it later."""
+_NOTICED = 15.0
+"""Seconds that libvirt may take to notice that QEMU is gone: the export breaks with QEMU, libvirt hears of it later.
+
+A QEMU that ends in order closes its exports first and then writes back what its disks have cached; until that is done
+it runs, and has its job. Waited for to the end only where nothing explains why a read failed.
+"""
 
 
 class Source(Protocol):
