@@ -710,7 +710,7 @@ def mount_again(vault: Vault, away: Path) -> None:
 
 
 def test_a_nas_that_hangs_after_the_mark(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "NO_ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(watchdog, "NO_ANSWER_SECONDS", 6.0)
     with faulty_nas(tmp_path / "place") as faulty:
         vault = Vault(site=place_for(database, faulty.path))
         base, last = vault.chain(2)
@@ -726,7 +726,7 @@ def test_a_nas_that_hangs_after_the_mark(database: Database, tmp_path: Path, mon
             started = time.monotonic()
             with pytest.raises(NasIo, match=r"Removing .* failed: the NAS does not answer for"):
                 vault.delete(last, base)
-            assert time.monotonic() - started < 15
+            assert time.monotonic() - started < 25, "and not ten times as long as it may be silent"
         assert statuses(vault, base, last) == [RECORDED, DELETING]
         with vault.site.database.transaction() as cursor:
             cursor.execute("SELECT holder FROM lease")
