@@ -129,7 +129,7 @@ def test_a_guest_that_cannot_freeze_is_backed_up_only_where_that_is_allowed(stor
         started = time.monotonic()
         with pytest.raises(GuestNotFrozen, match="quiesce=continue"):
             steps.checkpoint(story.site, ticket=ticket, quiesce=Quiesce.FAIL)
-        assert time.monotonic() - started < freeze_guard.ASK_SECONDS + 4
+        assert time.monotonic() - started < freeze_guard.ASK_SECONDS + 25, "nor after _ANSWER_SECONDS, 60"
         assert running_job(story) is None
         assert story.machine.domain.listAllCheckpoints() == []
         steps.end_job(story.site, ticket=ticket)
@@ -169,9 +169,12 @@ def test_a_begin_that_hangs_keeps_the_guest_frozen_no_longer_than_the_limit(
     outcome = (
         pytest.raises(GuestNotFrozen, match="took too long") if wanted is Quiesce.FAIL else contextlib.nullcontext()
     )
-    with outcome, frozen(hypervisor, domain=guest.domain, quiesce=wanted, limit=2) as freeze:
+    # The limit counts from before the freeze: it has to leave time for that, and for the guest to tell.
+    with outcome, frozen(hypervisor, domain=guest.domain, quiesce=wanted, limit=8) as freeze:
+        (guard,) = guards(guest)
+        assert Path(f"/proc/{guard}/cmdline").read_bytes().split(b"\0")[-2] == b"8", "not the limit that is usual"
         assert console.is_frozen("vda")
-        wait_thawed(console, timeout=4)  # while the block, which is where libvirt would hang, goes on
+        wait_thawed(console, timeout=18)  # while the block, which is where libvirt would hang, goes on
     if wanted is Quiesce.CONTINUE:
         assert freeze.consistency is Consistency.CRASH
 
@@ -261,7 +264,7 @@ def freezer(guest: lab.LabVm) -> Iterator[subprocess.Popen[str]]:
 def test_sigkill_between_freeze_and_thaw_thaws_at_once(guest: lab.LabVm, freezer: subprocess.Popen[str]) -> None:
     assert guest.console().is_frozen("vda")
     freezer.kill()
-    wait_thawed(guest.console(), timeout=3)
+    wait_thawed(guest.console(), timeout=20)  # and not by its limit of 60 s
 
 
 def test_killed_guard_is_replaced_by_its_parent(guest: lab.LabVm, hypervisor: Hypervisor) -> None:
