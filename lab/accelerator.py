@@ -16,7 +16,8 @@ from lab.definition import KERNEL_ARGUMENTS, MEMORY_MIB, Accelerator, Published,
 from lab.places import QEMU_USER
 
 KVM = Path("/dev/kvm")
-KVM_PROBE_SECONDS = 5.0
+KVM_PROBE_SECONDS = 15.0
+"""A guest is ready after one or two, if nobody else needs the machine."""
 
 
 def accelerator(*, cache: Path = guest.CACHE) -> Accelerator:

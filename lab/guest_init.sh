@@ -100,7 +100,7 @@ mount_soon() {
 }
 
 unmount() {
-    for try in 1 2 3 4 5 6 7 8 9 10; do  # the writer may be just inside
+    for try in $(seq 60); do  # the writer may be just inside
         umount "/data/$1" 2>/tmp/umount && rmdir "/data/$1" && return 0
         usleep 50000
     done

@@ -8,14 +8,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import libvirt
 import pytest
 
+from lab import accelerator as choosing
 from lab import guest
 from lab.console import ConsoleError, GuestCommandError
-from lab.vm import IMAGES, LabError, LabVm, Volume, accelerator, connect, lab_vm
+from lab.vm import IMAGES, LabError, LabVm, Volume, _is_failure, accelerator, connect, lab_vm
 
 MIB = 1024 * 1024
 
@@ -60,32 +61,36 @@ def read_image(image: Path, *, offset: int, length: int, scratch: Path) -> bytes
 # --- building and choosing ------------------------------------------------------------------------------------
 
 
-def test_second_build_of_the_guest_takes_milliseconds() -> None:
+def not_again(*_: object) -> NoReturn:
+    pytest.fail("once is enough")
+
+
+def test_second_build_of_the_guest_is_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     first = guest.build()
-    begin = time.monotonic()
+    monkeypatch.setattr(guest, "_build", not_again)
     assert guest.build() == first
-    assert time.monotonic() - begin < 0.1
     assert first.kernel.stat().st_size > MIB
     assert first.initrd.stat().st_size > MIB / 4
 
 
-def test_choice_of_the_accelerator_is_cached() -> None:
+def test_choice_of_the_accelerator_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     first = accelerator()
-    begin = time.monotonic()
+    monkeypatch.setattr(choosing, "_boots_under_kvm", not_again)
     assert accelerator() == first
-    assert time.monotonic() - begin < 0.1
     assert first in ("kvm", "qemu")
 
 
-def test_choice_of_the_accelerator_is_made_anew_after_a_boot_of_the_machine() -> None:
+def test_choice_of_the_accelerator_is_made_anew_after_a_boot_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     first = accelerator()
     stored = guest.CACHE / "accelerator.json"
     if not stored.exists():
         pytest.skip("without a KVM device there is nothing to cache")
     stored.write_text(json.dumps({"accelerator": "kvm" if first == "qemu" else "qemu", "circumstances": "earlier"}))
+    if first == "qemu":  # what did not boot in the usual time is not waited for that long once more
+        monkeypatch.setattr(choosing, "KVM_PROBE_SECONDS", 3.0)
     begin = time.monotonic()
     assert accelerator() == first
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30, "libvirt, asked instead, may take most of a minute"
 
 
 # --- with an operating system ---------------------------------------------------------------------------------
@@ -171,6 +176,7 @@ def test_guest_agent_freezes_and_thaws_stops_and_starts(linux: LabVm) -> None:
     with pytest.raises(libvirt.libvirtError, match="agent"):
         linux.domain.getTime()
     console.agent("resume")
+    linux.domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_DEFAULT)
     assert linux.domain.getTime()["seconds"] > 0
 
 
@@ -200,6 +206,14 @@ def test_guest_io_reaches_the_image_at_its_offset(idle: LabVm, tmp_path: Path) -
 def test_failed_guest_io_raises(idle: LabVm, command: str, reason: str) -> None:
     with pytest.raises(LabError, match=reason):
         idle.guest_io("vda", "write -P 1 0 4k", command)
+
+
+def test_what_qemu_says_when_it_starts_is_no_failure_of_guest_io() -> None:
+    """It can come late: virtlogd writes it."""
+    said = "char device redirected to /dev/pts/12 (label charserial0)"
+    assert not _is_failure(said)
+    assert _is_failure(f"{said} or not")
+    assert _is_failure(said.replace("charserial0", "another"))
 
 
 def test_guest_io_marks_dirty_bitmaps_also_of_a_plugged_disk(idle: LabVm) -> None:
