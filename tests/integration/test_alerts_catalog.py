@@ -197,7 +197,10 @@ def test_two_that_deliver_at_once_tell_it_once_and_a_look_waits_for_them(databas
     second.start()
     with database.transaction() as cursor:  # the look has come to the lock, and stays there
         for _ in range(3000):
-            cursor.execute("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            cursor.execute(
+                "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
             row = cursor.fetchone()
             if row and row["n"]:
                 break

@@ -359,9 +359,10 @@ def test_an_expired_lease_that_nobody_took_can_be_renewed(catalog: Database) -> 
 
 
 def test_a_lease_ends_by_itself(catalog: Database) -> None:
-    acquire(catalog, "run-1", seconds=1)
+    acquire(catalog, "run-1")
     with pytest.raises(VmBusy):
         acquire(catalog, "run-2")
+    acquire(catalog, "run-1", seconds=1)
     time.sleep(1.1)
     acquire(catalog, "run-2")
 
@@ -719,7 +720,10 @@ def test_who_announces_while_the_lease_changes_hands_is_refused(catalog: Databas
             leases.acquire(cursor, vm_uuid=VM, vm="i-2-1-VM", holder="run-2")
             taken.set()
             for _ in range(3000):  # until the other one has asked, and has to wait for what comes of this
-                cursor.execute("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted")
+                cursor.execute(
+                    "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+                    " AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+                )
                 row = cursor.fetchone()
                 if row and row["n"]:
                     return

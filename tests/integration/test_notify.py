@@ -83,6 +83,7 @@ def mail_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MailServer]:
         authenticator=authenticate,
         auth_required=True,
         auth_require_tls=False,
+        ready_timeout=60,
     )
     controller.start()
     server.port = controller.port

@@ -25,7 +25,6 @@ from psycopg2.extras import Json
 
 from lab import seed
 
-NOW = datetime.now(UTC)
 VMS, EACH = 60, 23
 PREFIX = "i-2-"
 HOSTILE = "\"><script>alert(1)</script>' %_\\ {{7*7}}"
@@ -39,11 +38,11 @@ policies:
 
 @pytest.fixture
 def catalog(database: Database) -> Database:
-    """A fleet of sixty VMs."""
+    """A fleet of sixty VMs, as it is now: its watch has looked a moment ago."""
     repository = Repository(name="nas_one", type=RepositoryType.NFS, path="/mnt/nas", address="nas:/backups")
     with database.transaction() as cursor:
         repositories.register(cursor, repository=repository, uuid=str(uuid4()))
-    seed.fleet(database, seed.Plan(vms=VMS, each=EACH, now=NOW, prefix=PREFIX, repository="nas_one"))
+    seed.fleet(database, seed.Plan(vms=VMS, each=EACH, now=datetime.now(UTC), prefix=PREFIX, repository="nas_one"))
     return database
 
 
@@ -423,7 +422,7 @@ def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
 ) -> None:
     assert "has not looked since" not in client.get("/nasbackup/").text
     with catalog.transaction() as cursor:
-        looks.note(cursor, hosts=["kvm_one"], now=NOW - timedelta(hours=1))
+        looks.note(cursor, hosts=["kvm_one"], now=datetime.now(UTC) - timedelta(hours=1))
     assert "nas_sla_watch has not looked since" in client.get("/nasbackup/running").text
     (tmp_path / "fleet.yaml").write_text("zones: [")
     page = client.get("/nasbackup/").text

@@ -100,7 +100,7 @@ def test_a_start_in_mid_copy_wins_and_what_was_read_is_never_recorded(story: Sto
         if not story.machine.running:
             before = time.monotonic()
             story.machine.start()
-            assert time.monotonic() - before < 10
+            assert time.monotonic() - before < 40, "it does not wait for the copy, which waits for it here"
             story.machine.guest_io("vdb", "write -P 0x41 0 1M")
 
     with pytest.raises(VmStarted, match="was started while"):
