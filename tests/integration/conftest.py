@@ -1,4 +1,4 @@
-"""A host, a repository and VMs for tests of the steps."""
+"""A host, a repository and VMs for tests of the steps; for those of the catalog, one that knows two VMs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from nasbackup.catalog import Database, repositories
+from nasbackup.catalog import Database, repositories, vms
 from nasbackup.model import Host, Repository, RepositoryType
 from nasbackup.nas import repository as nas_repository
 from nasbackup.steps import Site
 
 from lab import vm as lab
+from tests.integration.catalog_rows import OTHER_VM, VM
 from tests.integration.story import Story
 
 
@@ -54,3 +56,15 @@ def story(libvirt_connection: Any, site: Site, vm_name: str, tmp_path: Path) -> 
     with lab.lab_vm(libvirt_connection, name=vm_name, volumes=volumes) as machine:
         yield Story(site=site, machine=machine, work=tmp_path)
     shutil.rmtree(tmp_path / "nas", ignore_errors=True)
+
+
+@pytest.fixture
+def catalog(database: Database) -> Database:
+    """Two VMs and two repositories are known."""
+    with database.transaction() as cursor:
+        for uuid, name in ((VM, "i-2-1-VM"), (OTHER_VM, "i-2-2-VM")):
+            vms.register(cursor, uuid=uuid, name=name, host="kvm_one")
+        for name in ("nas_one", "nas_two"):
+            repository = Repository(name=name, type=RepositoryType.LOCAL, path=f"/mnt/{name}")
+            repositories.register(cursor, repository=repository, uuid=str(uuid4()))
+    return database

@@ -35,7 +35,7 @@ from tests.alert_book import (
     Heard,
     finding,
 )
-from tests.integration.test_catalog import together
+from tests.integration.catalog_rows import together
 
 
 def still_open(database: Database) -> list[OpenAlert]:

@@ -19,8 +19,8 @@ from nasbackup.cli.options import CATALOG_VARIABLES
 from nasbackup.model import BackupStatus, Repository
 
 from lab import history
+from tests.integration.catalog_rows import VM, full, opened, plan
 from tests.integration.story import Story, tool
-from tests.integration.test_catalog import VM, full, opened, plan
 
 MIB = 1 << 20
 DONE, REFUSED, USAGE = 0, 1, 2

@@ -25,7 +25,7 @@ from nasbackup.steps import Site, Ticket
 from nasbackup.steps.delete import Deletion, delete, finish, let_parent_fall
 
 from lab.nas import faulty_nas, small_nas
-from tests.integration.test_catalog import COPIED, full, incremental, together
+from tests.integration.catalog_rows import COPIED, full, incremental, together
 
 VM_NAME = "i-2-1-VM"
 BEGIN = datetime(2026, 1, 31, 22, 0, 5, tzinfo=UTC)
