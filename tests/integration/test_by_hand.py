@@ -39,6 +39,17 @@ def test_the_way_back_after_a_restore_in_place(tmp_path: Path, is_directory: boo
     assert there == {path.name: "old", f"{path.name}.restored-{time}": "new"}
 
 
+def test_an_image_is_written_over_all_that_a_volume_of_lvm_has(tmp_path: Path) -> None:
+    (command,) = [line for block in blocks("restore.md") for line in block.splitlines() if "/dev/vg/" in line]
+    image, device, expected = tmp_path / "vm-disk.qcow2", tmp_path / "lv", bytearray(4 << 20)
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(image), "4M")
+    tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x41 1M 64k", "-c", "write -q -z 2M 64k", str(image))
+    device.write_bytes(b"\xff" * len(expected))
+    shell(command.replace("/srv/restored", str(tmp_path)).replace("/dev/vg/vm-disk", str(device)), cwd=tmp_path)
+    expected[1 << 20 : (1 << 20) + (64 << 10)] = b"\x41" * (64 << 10)
+    assert device.read_bytes() == expected
+
+
 def test_restore_txt_is_enough_for_disks_firmware_and_tpm(tmp_path: Path) -> None:
     backup, to = tmp_path / "nas" / "2026.01.31.22.00.05", tmp_path / "to"
     backup.mkdir(parents=True)
