@@ -207,11 +207,12 @@ def test_a_drill_gives_way_before_backups_lack_room(story: Story, monkeypatch: p
     backup = story.backup()
     with lab_nas.small_nas(story.machine.directory / "scratch", size=64 << 20) as scratch:
         host = Host(name=story.site.host.name, scratch_dir=str(scratch))
-        throwaway, ballast = live.throwaway, scratch / "written by the guest"
+        throwaway, ballast, begun = live.throwaway, scratch / "written by the guest", []
 
         @contextmanager
         def filling(*args: Any, **kwargs: Any) -> Iterator[Any]:
             with throwaway(*args, **kwargs) as (made, console):
+                begun.append(made.name())
                 ballast.write_bytes(bytes(58 << 20))  # of 64 MiB; the reserve is 3.2
                 yield made, console
 
@@ -221,6 +222,7 @@ def test_a_drill_gives_way_before_backups_lack_room(story: Story, monkeypatch: p
             with pytest.raises(HostNotReady, match="what a drilled guest writes goes there"):
                 drill(story.site.database, host=host, request=request, reader="a test")
             assert list(scratch.iterdir()) == [ballast]
+        assert len(begun) == 1
     with story.site.database.transaction() as cursor:
         cursor.execute("SELECT 1 FROM drill")
         assert cursor.fetchall() == [], "it says nothing of the backup"
