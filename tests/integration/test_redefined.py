@@ -114,7 +114,9 @@ def test_a_drilled_vm_with_a_gpu_starts(libvirt_connection: Any, vm_name: str) -
         assert (machine_state.TPM_STATES / document.uuid).exists(), "it has a TPM while it runs"
     finally:
         made.destroy()
-    assert not (machine_state.TPM_STATES / document.uuid).exists()
+        left = (machine_state.TPM_STATES / document.uuid).exists()
+        shutil.rmtree(machine_state.TPM_STATES / document.uuid, ignore_errors=True)
+    assert not left
 
 
 # --- UEFI -----------------------------------------------------------------------------------------------------
@@ -136,6 +138,8 @@ def uefi(libvirt_connection: Any, site: Site, vm_name: str, tmp_path: Path) -> I
             found.text, _ = "131072", found.set("unit", "KiB")
         machine.connection.defineXML(ET.tostring(root, encoding="unicode"))
         yield Story(site=site, machine=machine, work=tmp_path)
+    for left in VARIABLES.glob(f"drill-{name}*"):
+        left.unlink()
     shutil.rmtree(tmp_path / "nas", ignore_errors=True)
 
 
