@@ -40,12 +40,11 @@ def test_a_night_with_the_clock_years_ahead_neither_silences_the_alert_nor_forge
     found = known(site, now=NOW)
     assert found == [*month, sample(NOW, used=900)]
     assert forecast(found).full_in_days == pytest.approx(10)
-    assert len(known(site, now=NOW.replace(year=2032))) == 32
+    assert known(site, now=NOW.replace(year=2032)) == found, "it went with the one after it"
 
 
 def test_what_is_older_than_a_year_and_a_bit_goes(site: Site) -> None:
     note(site, *(sample(NOW - timedelta(days=days), used=500) for days in (500, 402, 400, 1)))
-    assert len(known(site, now=NOW)) == 4
     note(site, sample(NOW, used=500))
     assert [(NOW - each.measured_at).days for each in known(site, now=NOW)] == [400, 1, 0]
 

@@ -489,8 +489,9 @@ def test_measurements_of_each_hour_become_one_a_day(catalog: Database) -> None:
         with catalog.transaction() as cursor:
             sample = Sample(measured_at=at, total=100, free=50, backups=1)
             capacity.add_sample(cursor, repository="nas_one", sample=sample)
-            return [found.measured_at for found in capacity.samples(cursor, repository="nas_one")]
+            return [found.measured_at for found in capacity.samples(cursor, repository="nas_one", now=ever)]
 
+    ever = datetime.now(UTC) + timedelta(days=9999)
     today = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
     old, recent = ([today - timedelta(days=ago) + hour * HOUR for hour in range(5)] for ago in (40, 20))
     for at in [*old, *recent]:

@@ -313,7 +313,9 @@ def test_a_vm_that_is_not_there_is_not_found(catalog: Database, client: TestClie
 
 def test_every_bar_and_every_run_leads_to_the_backups_row(catalog: Database, client: TestClient) -> None:
     """On whichever page of the table it is."""
-    seed.fleet(catalog, seed.Plan(vms=1, each=60, now=NOW, prefix="i-9-", repository="nas_one"), running=False)
+    seed.fleet(
+        catalog, seed.Plan(vms=1, each=60, now=datetime.now(UTC), prefix="i-9-", repository="nas_one"), running=False
+    )
     with catalog.transaction() as cursor:
         vm = fleet.rows(cursor, wanted=Wanted(search="i-9-1-VM"))[0]
         oldest = history.backups_of(cursor, vm_id=vm.vm_id, limit=1, offset=59)[0].backup_id

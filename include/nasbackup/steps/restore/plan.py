@@ -104,11 +104,15 @@ def _new_vm(
     for file in saved:
         _require_nothing_at(file.path)
     has_nvram = any(file.kind is StateKind.NVRAM for file in saved)
+    targets = {volume.source: volume.target for volume in chosen}
     definition = redefine(
         found.domain_xml,
         name=name,
         uuid=new_uuid,
-        disks={volume.source: DiskFile(file=volume.path, format=volume.format) for volume in volumes},
+        disks={
+            volume.source: DiskFile(file=volume.path, format=volume.format, target=targets[volume.source])
+            for volume in volumes
+        },
         keep_macs=request.keep_macs,
         nvram=nvram if has_nvram else None,
         media=[source for source in disk_sources(found.domain_xml) if Path(source).exists()],
