@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from nasbackup.errors import (
     VmBusy,
 )
 from nasbackup.model import BackupType, Target
-from nasbackup.restore.image import locate, restore_images
+from nasbackup.restore.image import Located, locate, restore_images
 from nasbackup.restore.plan import parse_moment
 from nasbackup.steps import Site
 from nasbackup.steps import restore as steps
@@ -127,14 +128,23 @@ def test_a_broken_layer_names_the_newest_older_backup_that_is_whole(
         assert identical(Path(file), story.frozen[made[1].external_id][name])
 
 
-def test_a_broken_full_leaves_none(story: Story, site: Site, tmp_path: Path) -> None:
+def test_a_broken_full_leaves_none_and_is_named_before_hours_are_spent_on_older_ones(
+    story: Story, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     story.machine.guest_io("vda", "write -P 1 0 1M")
     first = story.backup()
     second = story.backup()
     damage(layer(story, first))
+    located, told = locate(site.database, external_id=second.external_id), list[str]()
+
+    def older() -> Iterator[Located]:
+        told.extend(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        return located.older()
+
     with pytest.raises(BackupNotRestorable, match=f"layer of {first.external_id} is broken.*; no older one is"):
-        restore_images(locate(site.database, external_id=second.external_id), to=tmp_path / "images")
+        restore_images(replace(located, older=older), to=tmp_path / "images")
     assert not (tmp_path / "images").exists()
+    assert [f"layer of {first.external_id} is broken" in sentence for sentence in told] == [True]
 
 
 @pytest.mark.parametrize("gone", ["layer", "manifest", "definition"])

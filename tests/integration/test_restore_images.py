@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nasbackup.errors import BackupNotRestorable, ParamInvalid, VerifyFailed
+from nasbackup.errors import ParamInvalid, VerifyFailed
 from nasbackup.model import Target
 from nasbackup.restore.files import require_outside_backups
 from nasbackup.restore.image import Located, locate, restore_images
@@ -46,9 +43,22 @@ def test_only_what_a_killed_restore_of_the_same_backup_left_is_removed(
     assert identical(to / "vda.qcow2", story.frozen[first.external_id]["vda"])
 
 
-def test_an_image_that_is_not_what_was_read_gets_no_name(story: Story, site: Site, tmp_path: Path) -> None:
+def test_a_backup_is_no_place_for_an_image_and_one_that_is_not_what_was_read_gets_no_name(
+    story: Story, site: Site, tmp_path: Path
+) -> None:
     story.machine.guest_io("vda", "write -P 0x41 0 1M")
-    backup, to = story.backup(), tmp_path / "to"
+    backup, to, root = story.backup(), tmp_path / "to", Path(site.repository.path)
+    inside = root / backup.external_id
+    (tmp_path / "link").symlink_to(inside)
+    partial = root / backup.vm / f".partial-{backup.directory}"
+    for wrong in (inside, inside / "restored" / "here", tmp_path / "link", partial):
+        with pytest.raises(ParamInvalid, match=r"it is inside the backup .* and would be deleted with it"):
+            restore_images(located(site, backup.external_id), to=wrong)
+        with pytest.raises(ParamInvalid, match="it is inside the backup"):
+            dry_run(site, backup, Target.VOLUME, to=str(wrong), volumes=("vda",))
+    assert not (inside / "restored").exists()
+    require_outside_backups(root / "restored")
+    require_outside_backups(tmp_path / backup.directory)
 
     def flip(what: str, progress: Progress) -> None:
         if what == "restoring vda" and progress.done == progress.total:
@@ -60,45 +70,3 @@ def test_an_image_that_is_not_what_was_read_gets_no_name(story: Story, site: Sit
     with pytest.raises(VerifyFailed, match="it is not what was read from the NAS"):
         restore_images(located(site, backup.external_id), to=to, image_format="raw", volumes=["vda"], follow=flip)
     assert list(to.iterdir()) == []
-
-
-def test_a_broken_layer_is_named_before_older_backups_are_read(
-    story: Story, site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    story.machine.guest_io("vda", "write -P 0x41 0 1M")
-    backup, asked = story.backup(), []
-    (volume, *_) = backup.volumes
-    damaged = Path(site.repository.path) / backup.external_id / volume.file
-    with damaged.open("r+b") as file:
-        file.seek(-4096, 2)
-        file.write(b"\x42")
-
-    def older() -> Iterator[Located]:
-        asked.append([record.getMessage() for record in caplog.records if record.levelno == logging.WARNING])
-        return iter(())
-
-    broken = replace(located(site, backup.external_id), older=older)
-    with pytest.raises(BackupNotRestorable, match="no older one is"):
-        restore_images(broken, to=tmp_path / "to", volumes=[volume.name])
-    assert [str(damaged) in message for (message,) in asked] == [True]
-
-
-def test_a_backup_is_no_place_for_what_is_restored(story: Story, site: Site, tmp_path: Path) -> None:
-    """It would go with the backup when that is deleted."""
-    backup, root = story.backup(), Path(site.repository.path)
-    inside = root / backup.external_id
-    link = tmp_path / "link"
-    link.symlink_to(inside)
-    for to in (inside, inside / "restored" / "here", link, root / backup.vm / f".partial-{backup.directory}"):
-        with pytest.raises(ParamInvalid, match=r"it is inside the backup .* and would be deleted with it"):
-            restore_images(located(site, backup.external_id), to=to)
-        for target in (Target.NEW_VM, Target.VOLUME):
-            with pytest.raises(ParamInvalid, match="it is inside the backup"):
-                dry_run(site, backup, target, to=str(to), volumes=("vda",), **new_name(story, target))
-    assert not (inside / "restored").exists()
-    require_outside_backups(root / "restored")
-    require_outside_backups(tmp_path / backup.directory)
-
-
-def new_name(story: Story, target: Target) -> dict[str, str]:
-    return {"new_name": f"{story.machine.name}-new"} if target is Target.NEW_VM else {}
