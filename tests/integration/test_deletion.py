@@ -446,9 +446,9 @@ def test_a_parent_waits_for_a_child_that_the_catalog_does_not_know(vault: Vault)
 
 
 def test_what_can_go_goes_though_something_else_cannot(vault: Vault) -> None:
+    other, last = vault.chain(2)  # the newer one is tried first
     (parent,) = vault.chain(1)
     unknown = vault.record(vault.begin(parent=parent))
-    other, last = vault.chain(2)
     lose_row(vault, unknown)
     with vault.site.database.transaction() as cursor:  # both were begun with, and the worker died
         for backup in (parent, last):

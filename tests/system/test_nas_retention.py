@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nasbackup.catalog import vms
 from nasbackup.model import Backup, BackupStatus, BackupType, Mode, Reason
 
 from lab.vm import LabVm
+from tests.integration.test_deletion import VM_NAME, Vault, place_for
 from tests.system.conftest import DAY, Plant, away_from
 
 pytestmark = pytest.mark.system
@@ -129,3 +131,46 @@ def test_a_bad_request_deletes_nothing_and_says_why(plant: Plant, conf: dict[str
         "upstream_failed",
         None,
     }
+
+
+@pytest.fixture
+def retired(plant: Plant, tmp_path: Path) -> Iterator[Vault]:
+    """A VM, which no host defines, with a backup in a repository of which Airflow has no Connection any more."""
+    vault = Vault(site=place_for(plant.database, tmp_path / "retired", name="nas_retired"))
+    yield vault
+    with plant.database.transaction() as cursor:  # nothing of its namesakes stays either
+        for table in ("active_checkpoint", "retired_checkpoint", "backup", "vm"):
+            cursor.execute(f"DELETE FROM {table} WHERE vm_id IN (SELECT vm_id FROM vm WHERE name = %s)", (VM_NAME,))
+        cursor.execute("DELETE FROM repository WHERE name = 'nas_retired'")
+    shutil.rmtree(plant.nas / VM_NAME, ignore_errors=True)
+
+
+def test_what_fails_of_one_vm_hides_nothing_of_the_others_and_the_last_of_a_vm_is_asked_about(
+    plant: Plant, retired: Vault
+) -> None:
+    """Of VMs that no host defines: one in a repository that is gone, one that goes on, one of which nothing stays."""
+    going_on, ending = Vault(site=plant.site), Vault(site=plant.site)
+    kept = {vault.vm_uuid: [vault.record(vault.begin()) for _ in range(2)][1] for vault in (retired, going_on)}
+    last = ending.record(ending.begin())
+    with plant.database.transaction() as cursor:  # all that for a year, but for what somebody made by hand yesterday
+        vms = [retired.vm_uuid, going_on.vm_uuid, ending.vm_uuid]
+        cursor.execute(
+            "UPDATE vm SET unprotected_since = now() - interval '1 year' WHERE uuid = ANY(%s::uuid[])", (vms,)
+        )
+        cursor.execute(
+            "UPDATE backup b SET created_at = now() - CASE WHEN backup_id = ANY(%s) THEN interval '1 day'"
+            " ELSE interval '1 year' END FROM vm WHERE vm.vm_id = b.vm_id AND uuid = ANY(%s::uuid[])",
+            ([backup.backup_id for backup in kept.values()], vms),
+        )
+    run = plant.airflow.trigger("nas_retention", conf={"vms": [VM_NAME], "dry_run": False})
+    question = plant.airflow.answer("nas_retention", run, "approval_of_last", choice="Approve")
+    assert f"it would delete the last backup of {VM_NAME}. Shall it?" in question
+    assert plant.airflow.wait("nas_retention", run) == "failed", plant.airflow.tasks("nas_retention", run)
+    states = {(task.task_id, task.state) for task in plant.airflow.tasks("nas_retention", run)}
+    assert states >= {("delete", "success"), ("delete", "failed"), ("delete_last", "success")}
+    assert states >= {("summary", "success"), ("nothing_failed", "upstream_failed")}
+    assert plant.airflow.result("nas_retention", run, "summary")["deleted"] == 1
+    assert going_on.statuses() == {kept[going_on.vm_uuid].external_id: BACKED_UP}
+    assert list(retired.statuses().values()) == [BACKED_UP, BACKED_UP]
+    assert ending.statuses() == {}
+    assert not (plant.nas / last.external_id).exists()

@@ -13,7 +13,7 @@ MARK = {"BackedUp": "●", "DeletePending": "◌"}
 
 
 def test_the_drawn_example() -> None:
-    *_, last = simulate(
+    *_, before, last = simulate(
         rules=RetentionRules(keep_last=2, keep_weekly=3),
         timezone="UTC",
         days=18,
@@ -28,3 +28,5 @@ def test_the_drawn_example() -> None:
     assert drawn.split() == ["gone", "◌", "◌", "●", "gone", "gone", "◌", "●", "gone", "gone", "●", "●"]
     rules = {rule for point, _, rule in last.verdicts if point.status == "BackedUp"}
     assert rules == {"keep_weekly", "keep_last"}
+    the_day_before = {point.created_at.day: point.status for point, _, _ in before.verdicts}
+    assert (the_day_before[19], the_day_before[20]) == ("DeletePending", "BackedUp"), "as the text below says"
