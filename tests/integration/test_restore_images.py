@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from nasbackup.errors import ParamInvalid, VerifyFailed
 from nasbackup.model import Target
+from nasbackup.restore.file_level import target_of
 from nasbackup.restore.files import require_outside_backups
 from nasbackup.restore.image import Located, locate, restore_images
 from nasbackup.steps import Site
@@ -56,6 +57,8 @@ def test_a_backup_is_no_place_for_an_image_and_one_that_is_not_what_was_read_get
             restore_images(located(site, backup.external_id), to=wrong)
         with pytest.raises(ParamInvalid, match="it is inside the backup"):
             dry_run(site, backup, Target.VOLUME, to=str(wrong), volumes=("vda",))
+        with pytest.raises(ParamInvalid, match="it is inside the backup"):
+            target_of("/etc/hosts", to=wrong)
     assert not (inside / "restored").exists()
     require_outside_backups(root / "restored")
     require_outside_backups(tmp_path / backup.directory)

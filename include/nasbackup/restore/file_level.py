@@ -14,6 +14,7 @@ from pathlib import Path
 from nasbackup import layout
 from nasbackup.errors import FileNotInBackup, FilesUnreadable, TargetExists, TargetFull
 from nasbackup.restore.extract import Unpacked, unpack
+from nasbackup.restore.files import require_outside_backups
 from nasbackup.restore.filesystems import FileSystem, FileSystems
 
 
@@ -24,7 +25,8 @@ class Extracted:
 
 
 def target_of(path: str, *, to: Path) -> Path:
-    """Where it goes: ``to`` gets it under its own name. Raises TargetExists."""
+    """Where it goes: ``to`` gets it under its own name. Raises TargetExists, ParamInvalid."""
+    require_outside_backups(to)
     name = posixpath.basename(posixpath.normpath("/" + path.lstrip("/")))
     target = to / (layout.safe_component(name) if name else "root")
     if target.exists() or target.is_symlink():
@@ -42,7 +44,7 @@ def extract(
 ) -> Extracted:
     """A file, or a directory with all that is in it. It has its name only when it is complete.
 
-    Raises FileNotInBackup, TargetExists, TargetFull, FilesUnreadable: then nothing is left of it.
+    Raises FileNotInBackup, ParamInvalid, TargetExists, TargetFull, FilesUnreadable: then nothing is left of it.
     """
     target = target_of(path, to=to)
     entry = files.entry(path)

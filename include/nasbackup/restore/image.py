@@ -14,7 +14,7 @@ from nasbackup.catalog import Database, backups, readings, repositories, restore
 from nasbackup.errors import BackupNotRestorable, TargetExists, ToolFailed, UnknownVolume, VerifyFailed
 from nasbackup.model import Backup, BackupStatus, BackupVolume, Repository, RepositoryType
 from nasbackup.nas.repository import open_root
-from nasbackup.nas.watchdog import watched
+from nasbackup.nas.watchdog import Follower, watched
 from nasbackup.restore.files import require_outside_backups, require_room
 from nasbackup.restore.plan import ImageFormat
 from nasbackup.restore.verification import Layer, layers_of, verify_layer
@@ -102,15 +102,16 @@ def restore_images(
     """Write one standalone image per volume into the directory ``to``, after every layer was verified.
 
     ``volumes`` chooses by name (none: all). Raises UnknownVolume, ParamInvalid, TargetExists (nothing was written),
-    BackupNotRestorable (a layer is broken; nothing was written), TargetFull, VerifyFailed. An image has its name only
-    when it is complete and was read back: until then it is a ``<name>.partial-…`` of this attempt's own, and after a
-    failure that is removed.
+    BackupNotRestorable (a layer is broken; nothing was written), NasIo (the NAS fell silent), TargetFull, VerifyFailed.
+    An image has its name only when it is complete and was read back: until then it is a ``<name>.partial-…`` of this
+    attempt's own, and after a failure that is removed.
     """
     chosen = choose(located.backup, volumes=volumes)
     targets = {volume.name: image_path(to, volume=volume, image_format=image_format) for volume in chosen}
     require_room([(to, image_bytes(located, volume=volume)) for volume in chosen])
+    following = {volume.name: watching(located, volume=volume.name, follow=follow) for volume in chosen}
     for volume in chosen:
-        require_whole(located, volume=volume, follow=follow)
+        require_whole(located, volume=volume, follow=following[volume.name])
     to.mkdir(parents=True, exist_ok=True)
     restored = []
     for volume in chosen:
@@ -119,12 +120,25 @@ def restore_images(
         _remove_partials(target, beginning=beginning)
         partial = target.with_name(f"{beginning}{uuid.uuid4().hex[:12]}")
         try:
+            follow = following[volume.name]
             write_image(layers[-1].file, to=partial, image_format=image_format, name=volume.name, follow=follow)
             _give_name(partial, target)
         finally:
             partial.unlink(missing_ok=True)
         restored.append(RestoredVolume(name=volume.name, source=volume.source, file=target, layers=len(layers)))
     return restored
+
+
+def watching(located: Located, *, volume: str, follow: Follow | None) -> Follow:
+    """``follow``, and before it a look whether the NAS still answers: the result raises NasIo when it does not."""
+    follower = Follower(located.repository, f"restoring {volume}")
+
+    def look(what: str, progress: Progress) -> None:
+        follower.look((what, progress.phase, progress.done))
+        if follow is not None:
+            follow(what, progress)
+
+    return look
 
 
 def write_image(

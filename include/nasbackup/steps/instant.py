@@ -24,7 +24,7 @@ from nasbackup.hypervisor import Hypervisor, define, live
 from nasbackup.nas import state
 from nasbackup.nas.durable import write_durably
 from nasbackup.restore.definition import check_name, redefine
-from nasbackup.restore.files import doing, require_room
+from nasbackup.restore.files import doing, require_outside_backups, require_room
 from nasbackup.restore.held import held_by_name
 from nasbackup.restore.image import Located, choose, image_bytes
 from nasbackup.restore.overlay import (
@@ -73,6 +73,7 @@ def start(
     Raises InstantBusy when another process is just doing that: its VM is left alone.
     """
     check_name(name)
+    require_outside_backups(to)
     own = str(uuid.uuid5(_NAMES, f"{located.backup.external_id}\n{name}"))
     key = f"instant-{own}"
     overlays = plan_overlays(located.backup.volumes, directory=to, socket_dir=socket_dir, key=key)

@@ -9,13 +9,11 @@ from nasbackup.errors import TransferError
 from nasbackup.hypervisor import connect
 from nasbackup.model import Backup, Target
 from nasbackup.nas.durable import sync_directory
-from nasbackup.nas.watchdog import Follower
 from nasbackup.restore import files
-from nasbackup.restore.image import Follow, Located, choose, locate, require_whole, write_image
+from nasbackup.restore.image import Follow, choose, locate, require_whole, watching, write_image
 from nasbackup.restore.plan import PlannedVolume
 from nasbackup.steps.restore.bench import Bench
 from nasbackup.steps.restore.in_place import require_same
-from nasbackup.transfer.pump import Progress
 
 
 def restore_volume(
@@ -40,7 +38,7 @@ def restore_volume(
     located = locate(bench.database, external_id=backup.external_id, reader=bench.holder)
     (chosen,) = choose(located.backup, volumes=[volume])
     files.require_space(files.existing_directory(staged.parent), needs=planned.needs)
-    following = lease.renewing(token, _following(located, volume=volume, follow=follow))
+    following = lease.renewing(token, watching(located, volume=volume, follow=follow))
     require_whole(located, volume=chosen, follow=following)
     files.remove_staged(Path(planned.path))
     with files.doing("Making", staged.parent):
@@ -60,14 +58,3 @@ def restore_volume(
     finally:
         attempt.unlink(missing_ok=True)
     return planned
-
-
-def _following(located: Located, *, volume: str, follow: Follow | None) -> Follow:
-    follower = Follower(located.repository, f"restoring {volume}")
-
-    def look(what: str, progress: Progress) -> None:
-        follower.look((what, progress.phase, progress.done))
-        if follow is not None:
-            follow(what, progress)
-
-    return look
