@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from nasbackup.catalog import Database, backups, repositories, vms
 from nasbackup.catalog.standing import standing
-from nasbackup.errors import BackupNotFound
+from nasbackup.errors import BackupNotDeletable, BackupNotFound
 from nasbackup.model import BackupStatus, BackupType, Mode, Reason, Repository, RepositoryType
 from nasbackup.nas.shelf import read_shelf
 from nasbackup.steps.delete import delete
@@ -155,6 +155,24 @@ def test_what_the_catalog_knows_stays_as_it_is(story: Story) -> None:
         assert backups.find(cursor, external_id=first.external_id).status is BackupStatus.DELETE_PENDING
         assert backups.find(cursor, external_id=child.external_id).parent == first.external_id
     story.assert_restores(child.external_id)
+
+
+def test_what_was_recorded_after_a_dump_is_not_taken_for_the_remains_of_a_run_that_died(story: Story) -> None:
+    """The dump was made while the first backup was copied; the second one, built on it, came a day later."""
+    database = story.site.database
+    first, second = story.backup(), story.backup()
+    assert second.parent == first.external_id
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM active_checkpoint")
+        cursor.execute("DELETE FROM backup WHERE backup_id = %s", (second.backup_id,))
+        cursor.execute("UPDATE backup SET status = 'BackingUp', recorded_at = NULL, size = NULL")
+    with pytest.raises(BackupNotDeletable, match=f"on the NAS {second.external_id} is built on it"):
+        story.backup()
+    rebuilt = answer(database, "rebuild-catalog", "--repository", "nas_test")
+    assert rebuilt["added"] == [first.external_id, second.external_id]
+    story.assert_everything_restores()
+    assert story.backup().type is BackupType.FULL
+    story.assert_tidy()
 
 
 def test_a_shelf_is_read_in_the_order_of_the_chain_whatever_the_clock_said(story: Story) -> None:

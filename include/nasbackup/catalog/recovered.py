@@ -46,6 +46,11 @@ def insert_recorded(cursor: Cursor, *, backup: Backup, parent_id: int | None) ->
     return int(row["backup_id"])
 
 
+def forget_unfinished(cursor: Cursor, *, backup_id: int) -> None:
+    """The row of one that is on its way, or failed: for the caller, who holds the VM's lease, to write it anew."""
+    cursor.execute("DELETE FROM backup WHERE backup_id = %s AND status IN ('BackingUp', 'Failed')", (backup_id,))
+
+
 def _place(cursor: Cursor, *, backup: Backup, parent_id: int | None) -> Decimal:
     """Where it belongs in the order of begin: after its parent, and after what was begun before it by the clock."""
     cursor.execute(

@@ -13,6 +13,7 @@ from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.delete import let_parent_fall
+from nasbackup.steps.removable import require_removable
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
@@ -43,20 +44,29 @@ def discard(site: Site, hypervisor: Hypervisor, *, backup: Backup, lease_token: 
             unneeded=[backup.checkpoint] if backup.checkpoint else [],
             perhaps_unknown=True,
         ),
-        lambda: watched(
-            site.repository,
-            f"removing the remains of {backup.external_id}",
-            publish.discard,
-            site.repository,
-            root=site.root(),
-            external_id=backup.external_id,
-        ),
+        lambda: _remove_files(site, backup=backup),
     )
     with site.database.transaction() as cursor:
         leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
         backups.set_cleaned(cursor, backup_id=backup.backup_id)
     let_parent_fall(site, backup=backup, lease_token=lease_token)
     return True
+
+
+def _remove_files(site: Site, *, backup: Backup) -> None:
+    """Raises BackupNotDeletable where a backup is built on it: to a catalog of yesterday what was recorded since is
+    unfinished.
+    """
+    root = site.root()
+    require_removable(site, backup=backup)
+    watched(
+        site.repository,
+        f"removing the remains of {backup.external_id}",
+        publish.discard,
+        site.repository,
+        root=root,
+        external_id=backup.external_id,
+    )
 
 
 def try_all(*actions: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from nasbackup.steps.lease import held_lease
 from nasbackup.steps.ticket import Store
 
 _WHOLE = (BackupStatus.BACKED_UP, BackupStatus.DELETE_PENDING)
+_UNFINISHED = (BackupStatus.BACKING_UP, BackupStatus.FAILED)
 
 
 @dataclass(kw_only=True)
@@ -28,9 +29,10 @@ class Rebuilt:
 def rebuild_catalog(store: Store, *, holder: str, dry_run: bool = False) -> Rebuilt:
     """VM by VM, each under its lease and in one transaction. No active checkpoint: the next backups are fulls.
 
-    A backup whose name the catalog has already, in whatever state, is left as it is there; one that is built on one
-    that is not whole is left out, and so is a VM that is busy. Each goes to its place in time among those that the
-    catalog has. Raises NotARepository, NasIo.
+    A backup whose name the catalog has already, in whatever state, is left as it is there, but for one that it has as
+    unfinished and on which others are built: that was recorded after the dump from which the catalog was restored. One
+    that is built on one that is not whole is left out, and so is a VM that is busy. Each goes to its place in time
+    among those that the catalog has. Raises NotARepository, NasIo.
     """
     root = store.root()
     shelf = read_shelf(store.repository, root=root)
@@ -70,9 +72,14 @@ def _recover(store: Store, cursor: Cursor, *, found: Sequence[Backup], result: R
     """``found``: of one VM, in the order in which they were made."""
     root = store.root()
     numbers: dict[str, int] = {}
+    built_on = {backup.parent for backup in found}
     for backup in found:
         existing = backups.find_or_none(cursor, external_id=backup.external_id)
-        if existing is not None and (existing.repository, existing.vm_uuid) != (backup.repository, backup.vm_uuid):
+        mine = existing is None or (existing.repository, existing.vm_uuid) == (backup.repository, backup.vm_uuid)
+        if mine and existing is not None and existing.status in _UNFINISHED and backup.external_id in built_on:
+            recovered.forget_unfinished(cursor, backup_id=existing.backup_id)
+            existing = None
+        if existing is not None and not mine:
             result.problems.append(
                 f"{backup.external_id}: the catalog has one of this name, of VM {existing.vm} in {existing.repository}"
             )
