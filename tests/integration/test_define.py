@@ -12,10 +12,11 @@ from typing import Any
 import libvirt
 import pytest
 from nasbackup.errors import NoFreeTarget, RestoreRefused, UnknownPool, VmExists
-from nasbackup.hypervisor import Hypervisor, connect, define
+from nasbackup.hypervisor import Hypervisor, connect, define, new_disk
 from nasbackup.hypervisor.xml import parse_disks
 from nasbackup.model import Host
-from nasbackup.restore.definition import DiskFile, redefine
+from nasbackup.restore.definition import redefine
+from nasbackup.restore.disks import DiskFile
 
 from lab import vm as lab
 from tests.integration.story import tool
@@ -86,7 +87,7 @@ def test_an_image_becomes_a_disk_once(host: Hypervisor, machine: lab.LabVm, runn
 def test_a_disk_that_only_the_running_vm_has_is_completed(host: Hypervisor, machine: lab.LabVm) -> None:
     path = image(machine, "half.qcow2")
     machine.start()
-    live = define.disk_xml(file=str(path), image_format="qcow2", target="vdd", bus="virtio")
+    live = new_disk.disk_xml(file=str(path), image_format="qcow2", target="vdd", bus="virtio")
     machine.domain.attachDeviceFlags(live, 1)
     assert define.attach(host, domain=machine.domain, file=path, image_format="qcow2").target == "vdd"
     machine.destroy()
@@ -137,7 +138,7 @@ def on_another_bus(machine: lab.LabVm, *, bus: str, targets: list[str]) -> None:
         devices.remove(disk)
     for number, target in enumerate(targets):
         file = machine.directory / "vda.qcow2" if number == 0 else image(machine, f"{target}.qcow2")
-        devices.append(ET.fromstring(define.disk_xml(file=str(file), image_format="qcow2", target=target, bus=bus)))
+        devices.append(ET.fromstring(new_disk.disk_xml(file=str(file), image_format="qcow2", target=target, bus=bus)))
     machine.connection.defineXML(ET.tostring(root, encoding="unicode"))
 
 
@@ -146,13 +147,13 @@ def test_device_names() -> None:
         disks = "".join(f"<disk device='disk'><target dev='{target}' bus='{bus}'/></disk>" for target in targets)
         return f"<domain><devices>{disks}</devices></domain>"
 
-    assert define.next_target([domain("vda", "vdc"), domain("vdb")], bus="virtio", vm="x") == "vdd"
+    assert new_disk.next_target([domain("vda", "vdc"), domain("vdb")], bus="virtio", vm="x") == "vdd"
     every = [f"vd{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    assert define.next_target([domain(*every)], bus="virtio", vm="x") == "vdaa"
-    assert define.next_target([domain("vda")], bus="scsi", vm="x") == "sda"
-    assert (define.bus_of(domain("sda", bus="sata")), define.bus_of("<domain/>")) == ("sata", None)
+    assert new_disk.next_target([domain(*every)], bus="virtio", vm="x") == "vdaa"
+    assert new_disk.next_target([domain("vda")], bus="scsi", vm="x") == "sda"
+    assert (new_disk.bus_of(domain("sda", bus="sata")), new_disk.bus_of("<domain/>")) == ("sata", None)
     with pytest.raises(NoFreeTarget, match="bus ide"):
-        define.next_target([domain("hda", "hdb", "hdc", "hdd", bus="ide")], bus="ide", vm="x")
+        new_disk.next_target([domain("hda", "hdb", "hdc", "hdd", bus="ide")], bus="ide", vm="x")
 
 
 def test_pools(host: Hypervisor, machine: lab.LabVm, tmp_path: Path) -> None:

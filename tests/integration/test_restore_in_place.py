@@ -8,7 +8,7 @@ from typing import Any
 import libvirt
 import pytest
 from nasbackup.errors import RestoreRefused, VmNotStopped
-from nasbackup.hypervisor import define
+from nasbackup.hypervisor import new_disk
 from nasbackup.model import BackupType, Reason, Target
 from nasbackup.restore import files
 from nasbackup.steps import Site
@@ -286,7 +286,7 @@ def test_a_raw_volume_stays_raw(story: Story, site: Site) -> None:
     image = story.machine.directory / "plain.img"
     image.write_bytes(b"\x71" * (1 << 20))
     story.machine.domain.attachDeviceFlags(
-        define.disk_xml(file=str(image), image_format="raw", target="vdc", bus="virtio"),
+        new_disk.disk_xml(file=str(image), image_format="raw", target="vdc", bus="virtio"),
         libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE,
     )
     backup = story.backup()
@@ -303,7 +303,7 @@ def test_disks_that_are_no_longer_those_of_the_plan_are_not_replaced(story: Stor
     plain = story.machine.directory / "plain.img"
     plain.write_bytes(b"\x71" * (1 << 20))
     story.machine.domain.attachDeviceFlags(
-        define.disk_xml(file=str(plain), image_format="raw", target="vdc", bus="virtio"),
+        new_disk.disk_xml(file=str(plain), image_format="raw", target="vdc", bus="virtio"),
         libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE,
     )
     backup = story.backup()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nasbackup.airflow import hooks, instant_tasks
-from nasbackup.airflow.approval import PATIENCE
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
 from nasbackup.catalog import Database, backups, readings, restores
 from nasbackup.errors import NoBackupBefore, ParamInvalid, TargetExists
 from nasbackup.fleet.last_valid import last_valid
 from nasbackup.model import Backup, Host, Target
+from nasbackup.reconcile.plan import ANSWERED_WITHIN
 from nasbackup.restore.files import require_room
 from nasbackup.restore.image import (
     RestoredVolume,
@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 
 Payload = dict[str, Any]
 
-KEPT_WHILE_ASKED = PATIENCE + timedelta(hours=4)
-"""The backup, from the question on; and again from the moment in which each volume is begun with."""
+KEPT_WHILE_ASKED = ANSWERED_WITHIN
+"""The backup, from the question on: there is an answer by then, and somebody to begin with it."""
+
+KEPT_WHILE_RESTORED = timedelta(days=7)
+"""From the moment in which each volume is begun with: for whatever is still to be read. The run's end gives it free."""
 
 
 def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: str) -> Payload:
@@ -62,26 +65,27 @@ def plan(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, run_id: s
             made = steps.plan(bench, request=_request(params, backup=backup, run_id=run_id))
             names, notes = [volume.name for volume in made.volumes], list(made.notes)
             question = _question(made) if made.target is Target.IN_PLACE and not params["approved"] else ""
+        if question:
+            _keep(bench, backup=backup, span=KEPT_WHILE_ASKED)
     except BaseException:
         lease.leave()  # a teardown runs only after a setup that succeeded
         raise
     for note in notes:
         log.warning("%s", note)
     if question:
-        _keep(bench, backup=backup)
         lease.leave()
     return _planned(backup, names=names, question=question, notes=notes)
 
 
-def _keep(bench: steps.Bench, *, backup: Backup) -> None:
-    """As long as it may take until there is an answer, and that is begun with; again when it is."""
+def _keep(bench: steps.Bench, *, backup: Backup, span: timedelta) -> None:
+    """Whoever deletes the backup meanwhile makes it delete-pending."""
     with bench.database.transaction() as cursor:
         readings.keep(
             cursor,
             backup_id=backup.backup_id,
             reader=bench.holder,
             backup=backup.external_id,
-            seconds=KEPT_WHILE_ASKED.total_seconds(),
+            seconds=span.total_seconds(),
         )
 
 
@@ -121,7 +125,7 @@ def restore(*, params: Mapping[str, Any], work: Mapping[str, str], run_id: str, 
     if params["target"] == Target.IMAGE:
         return _restore_image(bench, backup=backup, volume=volume, params=params, try_number=try_number)
     if params["target"] == Target.IN_PLACE and not params["approved"]:  # somebody was asked: the mark goes on
-        _keep(bench, backup=backup)
+        _keep(bench, backup=backup, span=KEPT_WHILE_RESTORED)
     key = _key(run_id)
     done = steps.restore_volume(bench, backup=backup, key=key, volume=volume, follow=_log_progress)
     return {"volume": done.name, "source": done.source, "file": done.path}

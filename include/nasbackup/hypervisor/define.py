@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import string
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, product
 from pathlib import Path
 
 import libvirt
 
-from nasbackup.errors import NoFreeTarget, RestoreRefused, UnknownPool, VmExists
+from nasbackup.errors import RestoreRefused, UnknownPool, VmExists
 from nasbackup.hypervisor import xml
 from nasbackup.hypervisor.connection import Hypervisor
-
-_PREFIXES = {"virtio": "vd", "scsi": "sd", "sata": "sd", "usb": "sd", "ide": "hd", "fdc": "fd", "xen": "xvd"}
-_MOST = {"ide": 4, "fdc": 2}
-DEFAULT_BUS = "virtio"
-
+from nasbackup.hypervisor.new_disk import DEFAULT_BUS, bus_of, disk_xml, next_target
 
 _HOT = frozenset({"virtio", "scsi", "usb"})
 """Buses on which libvirt brings a disk into a running VM (qemuDomainAttachDeviceDiskLive); on others it refuses."""
@@ -98,7 +92,7 @@ def start(hypervisor: Hypervisor, *, uuid: str, name: str, paused: bool = False)
 def place_for(hypervisor: Hypervisor, *, domain: libvirt.virDomain) -> Place:
     """Where ``attach`` would put a new disk now. Raises RestoreRefused, NoFreeTarget, HypervisorError."""
     with hypervisor.doing(f"looking for a place in VM {domain.name()}"):
-        return _place(domain, _definitions(domain), there=None)
+        return _place(domain, _definitions(domain))
 
 
 def attach(hypervisor: Hypervisor, *, domain: libvirt.virDomain, file: Path, image_format: str) -> Attached:
@@ -110,7 +104,7 @@ def attach(hypervisor: Hypervisor, *, domain: libvirt.virDomain, file: Path, ima
     with hypervisor.doing(f"attaching {file} to VM {domain.name()}"):
         definitions = _definitions(domain)
         known = {flag: _target_of(document, file=str(file)) for flag, document in definitions.items()}
-        place = _place(domain, definitions, there=next(filter(None, known.values()), None))
+        place = _place(domain, definitions, there=known)
         if place.waits:
             known.pop(libvirt.VIR_DOMAIN_AFFECT_LIVE)
         flags = sum(flag for flag, found in known.items() if found is None)
@@ -130,19 +124,23 @@ def _definitions(domain: libvirt.virDomain) -> dict[int, str]:
     return found
 
 
-def _place(domain: libvirt.virDomain, definitions: Mapping[int, str], *, there: str | None) -> Place:
-    """``there``: the target at which the disk is already, in the definition or in the VM."""
+def _place(
+    domain: libvirt.virDomain, definitions: Mapping[int, str], *, there: Mapping[int, str | None] | None = None
+) -> Place:
+    """``there``: the targets at which the disk is already, in the definition and in the VM."""
+    known = there or {}
+    target = next(filter(None, known.values()), None)
     documents = list(definitions.values())
-    bus = next((found for document in documents if (found := bus_of(document, target=there))), DEFAULT_BUS)
+    bus = next((found for document in documents if (found := bus_of(document, target=target))), DEFAULT_BUS)
     active = libvirt.VIR_DOMAIN_AFFECT_LIVE in definitions
-    waits = active and bus not in _HOT
+    waits = active and bus not in _HOT and known.get(libvirt.VIR_DOMAIN_AFFECT_LIVE) is None
     if waits and libvirt.VIR_DOMAIN_AFFECT_CONFIG not in definitions:
         raise RestoreRefused(
             vm=domain.name(),
             why=f"its disks are on bus {bus}, on which a VM that runs takes no other, and it has no definition for a "
             "next start: restore to images",
         )
-    target = there or next_target(documents, bus=bus, vm=domain.name())
+    target = target or next_target(documents, bus=bus, vm=domain.name())
     return Place(target=target, bus=bus, live=active and not waits, waits=waits)
 
 
@@ -166,45 +164,6 @@ def refresh_pool(hypervisor: Hypervisor, *, pool: str) -> None:
     """Have libvirt see files that were written without it."""
     with hypervisor.doing(f"refreshing storage pool {pool}"):
         hypervisor.connection.storagePoolLookupByName(pool).refresh(0)
-
-
-# --- pure -----------------------------------------------------------------------------------------------------
-
-
-def bus_of(domain_xml: str, *, target: str | None = None) -> str | None:
-    """Of the disk at this target; None: of the VM's first disk."""
-    for disk in ET.fromstring(domain_xml).iterfind("./devices/disk"):
-        found = disk.find("target")
-        if found is None:
-            continue
-        if found.get("dev") == target or (target is None and disk.get("device", "disk") == "disk"):
-            return found.get("bus") or DEFAULT_BUS
-    return None
-
-
-def next_target(domain_xmls: list[str], *, bus: str, vm: str) -> str:
-    """The first name on the bus that is free in all of these: the running VM, its definition. Raises NoFreeTarget."""
-    used = {disk.target for document in domain_xmls for disk in xml.parse_disks(document)}
-    prefix = _PREFIXES.get(bus, "vd")
-    for number, letters in enumerate(_letters()):
-        if number >= _MOST.get(bus, 256):
-            break
-        if prefix + letters not in used:
-            return prefix + letters
-    raise NoFreeTarget(vm=vm, bus=bus)
-
-
-def disk_xml(*, file: str, image_format: str, target: str, bus: str) -> str:
-    disk = ET.Element("disk", type="file", device="disk")
-    ET.SubElement(disk, "driver", name="qemu", type=image_format)
-    ET.SubElement(disk, "source", file=file)
-    ET.SubElement(disk, "target", dev=target, bus=bus)
-    return ET.tostring(disk, encoding="unicode")
-
-
-def _letters() -> Iterator[str]:
-    letters = string.ascii_lowercase
-    return chain(letters, ("".join(pair) for pair in product(letters, letters)))
 
 
 def _target_of(domain_xml: str, *, file: str) -> str | None:

@@ -19,8 +19,6 @@ from nasbackup.hypervisor.xml import disk_source, has_emulated_tpm, nvram_path
 from nasbackup.restore import devices, isolation
 from nasbackup.restore.disks import DiskFile, become_files
 
-__all__ = ["Definition", "DiskFile", "check_name", "disk_sources", "new_nvram_path", "redefine"]
-
 ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
 
 _LONGEST_NAME = 200

@@ -6,11 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from nasbackup.hypervisor import define
+from nasbackup.hypervisor.new_disk import DEFAULT_BUS, disk_xml, next_target, prefix_of, usual_bus
 from nasbackup.hypervisor.xml import disk_source
-
-_USUAL = {"vd": "virtio", "sd": "scsi", "hd": "ide", "xvd": "xen"}
-"""How a target begins -> the bus that libvirt takes when none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +56,11 @@ def _add(root: ET.Element, *, vm: str, source: str, image: DiskFile, buses: Mapp
     """A disk that only the running VM had. Nothing more is known of it than what the backup says."""
     used = {target.get("dev", "") for target in root.iterfind("./devices/disk/target")}
     wanted = image.target or ""
-    begins = _prefix(wanted)
-    bus = buses.get(begins) or _USUAL.get(begins) or next(iter(buses.values()), define.DEFAULT_BUS)
+    begins = prefix_of(wanted)
+    bus = buses.get(begins) or usual_bus(begins) or next(iter(buses.values()), DEFAULT_BUS)
     if not wanted or wanted in used:
-        wanted = define.next_target([ET.tostring(root, encoding="unicode")], bus=bus, vm=vm)
-    disk = ET.fromstring(define.disk_xml(file=image.file, image_format=image.format, target=wanted, bus=bus))
+        wanted = next_target([ET.tostring(root, encoding="unicode")], bus=bus, vm=vm)
+    disk = ET.fromstring(disk_xml(file=image.file, image_format=image.format, target=wanted, bus=bus))
     _become_file(disk, image)
     devices = root.find("./devices")
     (ET.SubElement(root, "devices") if devices is None else devices).append(disk)
@@ -79,12 +76,8 @@ def _buses(root: ET.Element) -> dict[str, str]:
     for disk in root.iterfind("./devices/disk"):
         target = disk.find("target")
         if target is not None and target.get("bus") and disk.get("device", "disk") == "disk":
-            found.setdefault(_prefix(target.get("dev", "")), target.get("bus", ""))
+            found.setdefault(prefix_of(target.get("dev", "")), target.get("bus", ""))
     return found
-
-
-def _prefix(target: str) -> str:
-    return target[:3] if target.startswith("xvd") else target[:2]
 
 
 def _is_encrypted(disk: ET.Element) -> bool:

@@ -120,8 +120,8 @@ def restore_images(
         _remove_partials(target, beginning=beginning)
         partial = target.with_name(f"{beginning}{uuid.uuid4().hex[:12]}")
         try:
-            follow = following[volume.name]
-            write_image(layers[-1].file, to=partial, image_format=image_format, name=volume.name, follow=follow)
+            looking = following[volume.name]
+            write_image(layers[-1].file, to=partial, image_format=image_format, name=volume.name, follow=looking)
             _give_name(partial, target)
         finally:
             partial.unlink(missing_ok=True)

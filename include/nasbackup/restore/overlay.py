@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nasbackup.model import BackupVolume
-from nasbackup.restore.definition import DiskFile
+from nasbackup.restore.disks import DiskFile
 from nasbackup.restore.files import doing, take_new_place
 from nasbackup.restore.image import Located
 from nasbackup.restore.plan import PlannedFile

@@ -9,13 +9,16 @@ from pathlib import Path
 from nasbackup.errors import RestoreRefused, VmNotStopped
 from nasbackup.hypervisor import Hypervisor, inventory, machine_state, xml
 from nasbackup.model import Backup, BackupVolume, Vm
-from nasbackup.restore.plan import BEFORE, PlannedVolume, RestorePlan, in_place_files, is_running
+from nasbackup.restore.plan import PlannedVolume, RestorePlan, in_place_files, is_running
 
 
 def matched(
-    hypervisor: Hypervisor, *, backup: Backup, chosen: Sequence[BackupVolume], whole: bool, key: str, stamp: str
+    hypervisor: Hypervisor, *, backup: Backup, chosen: Sequence[BackupVolume], whole: bool, key: str, stamp: str = ""
 ) -> tuple[Vm, tuple[PlannedVolume, ...]]:
-    """The stopped VM, and each volume in the place of its disk. Raises RestoreRefused, VmNotStopped."""
+    """The stopped VM, and each volume in the place of its disk. ``stamp``: of the name that the old ones get.
+
+    Raises RestoreRefused, VmNotStopped.
+    """
     vm = vm_in_place(hypervisor, backup=backup)
     volumes = in_place_files(backup, chosen, vm=vm, whole=whole, key=key, stamp=stamp)
     for volume in volumes:
@@ -38,7 +41,7 @@ def require_same(hypervisor: Hypervisor, *, backup: Backup, plan: RestorePlan) -
     """
     names = {volume.name for volume in plan.volumes}
     chosen = [volume for volume in backup.volumes if volume.name in names]
-    vm, now = matched(hypervisor, backup=backup, chosen=chosen, whole=plan.whole, key=plan.key, stamp=BEFORE)
+    vm, now = matched(hypervisor, backup=backup, chosen=chosen, whole=plan.whole, key=plan.key)
     found = {volume.name: (volume.path, volume.format, volume.virtual_size) for volume in now}
     changed = [
         f"volume {volume.name} was {volume.path} ({volume.format}, {volume.virtual_size} bytes)"

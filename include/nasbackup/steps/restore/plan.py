@@ -18,7 +18,8 @@ from nasbackup.model import Backup, BackupVolume, Target
 from nasbackup.nas import state
 from nasbackup.nas.watchdog import watched
 from nasbackup.restore import files
-from nasbackup.restore.definition import DiskFile, check_name, disk_sources, new_nvram_path, redefine
+from nasbackup.restore.definition import check_name, disk_sources, new_nvram_path, redefine
+from nasbackup.restore.disks import DiskFile
 from nasbackup.restore.image import Located, choose, image_bytes, locate
 from nasbackup.restore.plan import (
     PlannedState,
