@@ -41,6 +41,8 @@ def assert_nothing_is_left(plant: Plant, machine: LabVm) -> None:
         assert [row.vm_uuid for row in restores.list_all(cursor) if row.vm_uuid == machine.uuid] == []
         cursor.execute("SELECT 1 FROM lease JOIN vm USING (vm_id) WHERE uuid = %s", (machine.uuid,))
         assert cursor.fetchall() == []
+        cursor.execute("SELECT reader FROM reading")
+        assert cursor.fetchall() == []
     assert [path.name for path in machine.directory.iterdir() if ".restoring-" in path.name] == []
 
 
