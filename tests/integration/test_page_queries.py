@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,6 +54,7 @@ def client(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file = tmp_path / "fleet.yaml"
     file.write_text(FLEET)
     monkeypatch.setenv("NASBACKUP_FLEET", str(file))
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
 
     def view() -> None: ...
 
@@ -426,12 +429,38 @@ def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
     with catalog.transaction() as cursor:
         looks.note(cursor, hosts=["kvm_one"], now=datetime.now(UTC) - timedelta(hours=1))
     assert "nas_sla_watch has not looked since" in client.get("/nasbackup/running").text
+    shutil.rmtree(tmp_path / "home")  # no valid one was ever read here
     (tmp_path / "fleet.yaml").write_text("zones: [")
     page = client.get("/nasbackup/").text
-    assert "fleet.yaml cannot be read." in page
+    assert "fleet.yaml is wrong." in page
+    assert "counts." not in page
     assert f"{PREFIX}41-VM" in page
     (tmp_path / "fleet.yaml").unlink()
     assert "No such file" in client.get("/nasbackup/").text
+
+
+def test_while_fleet_yaml_is_wrong_the_last_valid_one_counts_on_the_page_as_for_the_runs(
+    catalog: Database, client: TestClient, tmp_path: Path
+) -> None:
+    """Else the form would have no repository, and the backup would go elsewhere."""
+    file = tmp_path / "fleet.yaml"
+    file.write_text("""
+zones:
+  default: {hosts: [kvm_one], repositories: [nas_one, nas_two]}
+policies:
+  gold: {vms: ["*"], repository: nas_two, compression: zstd, quiesce: fail}
+""")
+    os.utime(file, (1_700_000_000, 1_700_000_000))
+    with reading(catalog) as cursor:
+        (row,) = everything(cursor, search=f"{PREFIX}5-VM")
+    form = f"/nasbackup/forms/backup?vm={row.uuid}"
+    asked = conf_of(client.get(form).text)
+    assert [asked[key] for key in ("repository", "compression", "quiesce")] == ["nas_two", "zstd", "fail"]
+    file.write_text(file.read_text().replace("quiesce: fail", "quiesce: perhaps"))
+    page = html.unescape(client.get(form).text)
+    assert conf_of(page) == asked
+    assert "line 5: policies.gold.quiesce" in page
+    assert "Until it is right, the document of 2023-11-14 22:13 UTC counts." in page
 
 
 def test_where_nothing_is_promised_nothing_is_said_to_be_kept(catalog: Database, client: TestClient) -> None:

@@ -99,7 +99,7 @@ def _of_repository(repository: str, *, fleet: Fleet) -> Pool:
 def _fleet() -> Fleet:
     from nasbackup.fleet.current import current
 
-    return current()
+    return current().fleet
 
 
 def _ensure(dag_run: Any, *, mine: Pool, others: Sequence[Pool]) -> bool:

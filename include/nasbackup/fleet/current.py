@@ -1,18 +1,18 @@
-"""The fleet that Airflow goes by, for those who ask often: read again only when the file is another one."""
+"""What stands of fleet.yaml (``last_valid``), for those who ask often: read again only when the file is another one."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
 
-from nasbackup.fleet import Fleet, path
-from nasbackup.fleet.last_valid import copy_of, standing
+from nasbackup.fleet import path
+from nasbackup.fleet.last_valid import Standing, copy_of, standing
 
 Stamp = tuple[int, int, int] | None
 
 
-def current() -> Fleet:
-    """As ``last_valid``. Raises FleetInvalid, each time anew."""
+def current() -> Standing:
+    """As ``standing``. Raises FleetInvalid, each time anew."""
     file = path()
     return _load(file, _stamp(file), _stamp(copy_of(file)))
 
@@ -26,5 +26,5 @@ def _stamp(file: Path) -> Stamp:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(file: Path, _file: Stamp, _copy: Stamp) -> Fleet:
-    return standing(file).fleet
+def _load(file: Path, _file: Stamp, _copy: Stamp) -> Standing:
+    return standing(file)

@@ -1,4 +1,4 @@
-"""The page as an application that Airflow mounts. Every route asks the guard first, and none writes anything."""
+"""The page as an application that Airflow mounts. Every route asks the guard first, and none changes anything."""
 
 from __future__ import annotations
 

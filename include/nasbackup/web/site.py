@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,12 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from nasbackup import fleet as fleet_file
 from nasbackup.catalog import Cursor, Database, looks
 from nasbackup.catalog.pages import alerts, reading
 from nasbackup.catalog.pages import now as catalog_now
 from nasbackup.errors import FleetInvalid
 from nasbackup.fleet import Fleet
+from nasbackup.fleet.current import current
 from nasbackup.sla import LOOK_EVERY
 from nasbackup.web import words
 
@@ -38,7 +38,6 @@ class Site:
     """One per process. ``database`` is asked for each view, so that a changed Connection counts at once."""
 
     database: Callable[[], Database]
-    _fleet: tuple[tuple[str, int, int], Fleet] | None = field(default=None, init=False)
 
     @cached_property
     def templates(self) -> Environment:
@@ -71,18 +70,6 @@ class Site:
                 digest.update(file.read_bytes())
         return digest.hexdigest()[:12]
 
-    def fleet(self) -> Fleet:
-        """fleet.yaml, read anew when it has changed. Raises FleetInvalid."""
-        path = fleet_file.path()
-        try:
-            state = path.stat()
-        except OSError:
-            return fleet_file.load()  # which says why it cannot be read
-        key = str(path), state.st_mtime_ns, state.st_size
-        if self._fleet is None or self._fleet[0] != key:
-            self._fleet = key, fleet_file.load()
-        return self._fleet[1]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
@@ -108,11 +95,18 @@ class Page:
             yield cursor
 
     def fleet(self) -> tuple[Fleet | None, str]:
-        """fleet.yaml, or what is wrong with it: the catalog is worth showing without it."""
+        """What all DAGs go by, and what is wrong with fleet.yaml.
+
+        None: no valid one was ever read here, and the catalog is worth showing without.
+        """
         try:
-            return self.site.fleet(), ""
+            standing = current()
         except FleetInvalid as error:
-            return None, str(error)
+            return None, f"{error}."
+        if not standing.problem:
+            return standing.fleet, ""
+        since = words.time(standing.written_at)
+        return standing.fleet, f"{standing.problem}. Until it is right, the document of {since} UTC counts."
 
     def hosts(self) -> list[str] | None:
         """Those of fleet.yaml: each has to be looked at."""
