@@ -11,7 +11,8 @@ from typing import Any
 
 import psycopg2
 import pytest
-from nasbackup.airflow import pools
+from nasbackup.airflow import backup_tasks, pools
+from nasbackup.errors import ParamInvalid
 from nasbackup.fleet import ENVIRONMENT
 from sqlalchemy import Engine, create_engine, event, select, text, update
 from sqlalchemy.exc import OperationalError
@@ -118,6 +119,21 @@ def test_what_moves_data_waits_for_its_repository(assign: Any, session: Session)
     assert assign("nas_backup", "copy", {}) == "nas_repository_nas_main"
     assert assign("nas_backup", "record", {"host": "kvm_one"}) == "default_pool"
     assert made(session) == {"nas_repository_nas_spare": (8, False), "nas_repository_nas_main": (8, False)}
+
+
+def test_where_vms_are_spread_the_zones_first_repository_stands_for_no_other(
+    assign: Any, fleet: Any, session: Session
+) -> None:
+    """A run that names none would write a full to the first one, and the VM would stay there."""
+    fleet(east="spread: true")
+    assert assign("nas_backup", "copy", {"host": "kvm_one", "repository": None}) == "default_pool"
+    assert made(session) == {}
+    asked: dict[str, Any] = {"vm": "i-2-7-VM", "host": "kvm_one", "repository": None}
+    with pytest.raises(ParamInvalid, match="zone east spreads its VMs over nas_main, nas_spare") as refused:
+        backup_tasks.decide_chain(params=asked, conf=asked, run_id="manual")
+    assert not refused.value.retryable
+    assert assign("nas_backup", "copy", {"host": "kvm_one", "repository": "nas_spare"}) == "nas_repository_nas_spare"
+    assert assign("nas_backup", "copy", {"host": "kvm.three"}) == "nas_repository_nas_main", "another zone"
 
 
 def test_what_fleet_yaml_does_not_know_makes_no_pool(assign: Any, session: Session) -> None:

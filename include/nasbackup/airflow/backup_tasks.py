@@ -27,7 +27,13 @@ def decide_chain(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, r
     zones = last_valid()
     require_known_keys(conf, form=backup_params(zones))
     zone = zones.zone_of(params["host"])
-    repository = params["repository"] or zone.repositories[0]
+    repository = params["repository"] or zone.default
+    if repository is None:
+        problem = (
+            f"zone {zone.name} spreads its VMs over {', '.join(zone.repositories)}, so a run has to name one. The "
+            "page's form names the VM's own, and so does `nasbackup show` of its newest backup"
+        )
+        raise ParamInvalid(name="repository", value=None, problem=problem)
     if repository not in zones.repositories:
         raise UnknownRepository(repository=repository, known=", ".join(zones.repositories))
     settings = variables.settings(zone=zone.name)

@@ -34,7 +34,8 @@ def backup_params(fleet: Fleet) -> dict[str, Param]:
             type=["null", "string"],
             enum=[None, *fleet.repositories],
             title="Repository",
-            description="Where the backup goes (a Connection of type nas). Empty: the default of the host's zone.",
+            description="Where the backup goes (a Connection of type nas). Empty: the first of the host's zone; a zone "
+            "that spreads its VMs over several takes no empty one.",
         ),
         "mode": params.mode(),
         "quiesce": params.choice(

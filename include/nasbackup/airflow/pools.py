@@ -80,7 +80,7 @@ def _pools_of(task_instance: Any, dag_run: Any) -> list[Pool]:
         conf, fleet = dag_run.conf or {}, _fleet()
         host = conf.get("host") or fleet.hosts[0]
         zone = fleet.find_zone(host)
-        repository = conf.get("repository") or (zone.repositories[0] if zone is not None else None)
+        repository = conf.get("repository") or (zone.default if zone is not None else None)
         if zone is not None and repository in fleet.repositories:
             return [_of_repository(repository, fleet=fleet), _of_host(host, fleet=fleet)]
     return []

@@ -33,6 +33,11 @@ class Zone:
     repository_slots: int = 8
     spread: bool = False
 
+    @property
+    def default(self) -> str | None:
+        """The repository of a backup that names none; None: the VMs are spread, and only a VM's own is right."""
+        return None if self.spread else self.repositories[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rpo:
@@ -173,8 +178,8 @@ class Fleet:
         if policy.repository is not None:
             return policy.repository
         zone = self.zone_of(host)
-        if not zone.spread:
-            return zone.repositories[0]
+        if zone.default is not None:
+            return zone.default
         if holds in zone.repositories:
             return holds
         return max(zone.repositories, key=lambda name: sha256(f"{vm_uuid} {name}".encode()).digest())
