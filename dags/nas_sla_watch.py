@@ -9,8 +9,8 @@
   opened once, updated, and closed when what they say is true no more. Its result counts the VMs and says the worst.
 * **deliver** tells each channel of `fleet.yaml` what it was not told yet, in one message. What a channel refuses is
   tried again after the next look.
-* **emit** measures once an hour how full the repositories are, for the looks that come, and hands the fleet's numbers
-  to Airflow's metrics.
+* **emit** hands the fleet's numbers to Airflow's metrics, and measures once an hour how full the repositories are, for
+  the looks that come. After two minutes it leaves the rest to the next look: a NAS that is silent holds up no look.
 
 While `fleet.yaml` is wrong the last valid one counts, and that is an alert.
 """
@@ -56,11 +56,11 @@ def nas_sla_watch() -> None:
 
     @task(execution_timeout=timedelta(minutes=10))
     def emit() -> None:
-        """How full the repositories are, once an hour; the fleet's numbers, for Airflow's metrics."""
+        """The fleet's numbers, for Airflow's metrics; how full the repositories are, once an hour."""
         from nasbackup.airflow import alert_tasks
 
-        alert_tasks.measure_repositories()
         alert_tasks.emit()
+        alert_tasks.measure_repositories()
 
     looked = look()
     looked >> [deliver.expand(channel=[channel.name for channel in last_valid().channels]), emit()]

@@ -148,6 +148,16 @@ def test_the_fleet_is_looked_at_as_often_as_the_page_expects(dags: Mapping[str, 
     assert timedelta(minutes=5) == LOOK_EVERY
 
 
+def test_the_numbers_of_a_look_wait_for_no_repository(dags: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nasbackup.airflow import alert_tasks
+
+    done: list[str] = []
+    for name in ("emit", "measure_repositories"):
+        monkeypatch.setattr(alert_tasks, name, lambda name=name: done.append(name))
+    dags["nas_sla_watch"].get_task("emit").python_callable()
+    assert done == ["emit", "measure_repositories"]
+
+
 # --- nas_backup: the form -------------------------------------------------------------------------------------
 
 

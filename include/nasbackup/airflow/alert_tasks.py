@@ -31,14 +31,15 @@ def deliver(*, channel: str) -> dict[str, Any]:
 
 
 def emit() -> None:
-    """The fleet's numbers through Airflow's metrics: the last step of a look."""
+    """The fleet's numbers through Airflow's metrics: after each look."""
     measures.emit(measure(hooks.catalog(), now=datetime.now(UTC)))
 
 
 def measure_repositories() -> None:
     """How full they are, once an hour. Raises FleetInvalid, CatalogUnreachable.
 
-    After the look, so that a NAS that does not answer holds up no verdict: what is found of it is the next look's.
+    After the look, and begun for two minutes at most, so that a NAS that does not answer holds up no verdict: what is
+    found of it is the next look's.
     """
     database = hooks.catalog()
     stores = {name: partial(_store, database, name=name) for name in last_valid().repositories}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nasbackup.catalog import Database, capacity
 from nasbackup.errors import CatalogError, NasBackupError
@@ -15,14 +16,24 @@ from nasbackup.steps.ticket import Store
 
 log = logging.getLogger(__name__)
 
+AT_MOST = timedelta(minutes=2)
+"""The next look waits for the end of this one. One that is asked in time may still take its minute to be silent."""
 
-def measure_hourly(database: Database, *, stores: Mapping[str, Callable[[], Store]], now: datetime) -> list[str]:
+
+def measure_hourly(
+    database: Database, *, stores: Mapping[str, Callable[[], Store]], now: datetime, at_most: timedelta = AT_MOST
+) -> list[str]:
     """Note how full each repository is, by name, that nobody has asked for an hour; returns the names of those.
 
-    One that cannot be measured is noted too, with the reason: the next look finds it. Raises CatalogUnreachable.
+    One that cannot be measured is noted too, with the reason: the next look finds it. When ``at_most`` is over the rest
+    is left to the next call. Raises CatalogUnreachable.
     """
-    asked = []
+    asked: list[str] = []
+    started = time.monotonic()
     for name, store in stores.items():
+        if asked and time.monotonic() - started > at_most.total_seconds():
+            log.warning("It took too long already: the next look goes on with %s", name)
+            break
         with database.autocommit() as cursor:
             if not capacity.ask_again(cursor, repository=name):
                 continue
