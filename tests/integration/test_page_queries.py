@@ -439,6 +439,26 @@ def test_a_stopped_watch_and_a_broken_fleet_file_are_said_and_the_rest_is_shown(
     assert "No such file" in client.get("/nasbackup/").text
 
 
+def test_an_alert_that_nobody_looks_at_any_more_is_not_said_to_be_over(catalog: Database, client: TestClient) -> None:
+    with reading(catalog) as cursor:
+        (row,) = everything(cursor, search=f"{PREFIX}5-VM")
+    with catalog.transaction() as cursor:
+        cursor.execute(
+            "INSERT INTO alert (kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at,"
+            " closed_at, forgotten) SELECT kind, 'vm', %s, 'x', 'warning', 'A text.', '', at, at, at, kind = 'stale'"
+            " FROM (VALUES ('stale', timestamptz '2026-11-02 08:00Z'), ('failing', '2026-11-03 09:00Z')) o (kind, at)",
+            (row.uuid,),
+        )
+    page = client.get("/nasbackup/alerts?closed=true&q=A+text").text
+    assert "<small>closed 2026-11-02 08:00: nobody looked at it any more</small>" in page
+    assert "<small>until 2026-11-03 09:00</small>" in page
+    page = client.get(f"/nasbackup/vms/{row.uuid}").text
+    assert "<small>nobody looked at it any more, closed 2026-11-02 08:00, after" in page
+    assert "<small>closed 2026-11-03 09:00, after" in page
+    found = client.get("/nasbackup/api/alerts?closed=true&q=A+text").json()["alerts"]
+    assert [alert["forgotten"] for alert in found] == [False, True]
+
+
 def test_while_fleet_yaml_is_wrong_the_last_valid_one_counts_on_the_page_as_for_the_runs(
     catalog: Database, client: TestClient, tmp_path: Path
 ) -> None:

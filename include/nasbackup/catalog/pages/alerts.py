@@ -21,6 +21,8 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
+    """``forgotten``: closed because nobody looked any more, not because it was over."""
+
     alert_id: int
     kind: str
     subject_kind: str
@@ -32,6 +34,7 @@ class Alert:
     opened_at: datetime
     updated_at: datetime
     closed_at: datetime | None
+    forgotten: bool = False
     told: tuple[Delivery, ...] = ()
 
 
@@ -43,7 +46,8 @@ _MATCHES = """
 """
 # The worst first while they are open; of closed ones the last that ended.
 _PAGE = f"""
-    SELECT alert_id, kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at, closed_at
+    SELECT alert_id, kind, subject_kind, subject, label, severity, text, hint,
+           opened_at, updated_at, closed_at, forgotten
     {_MATCHES}
      ORDER BY closed_at IS NULL AND severity = 'critical' DESC, coalesce(closed_at, opened_at) DESC, alert_id DESC
      LIMIT %(limit)s OFFSET %(offset)s
