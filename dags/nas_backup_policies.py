@@ -25,7 +25,7 @@ from nasbackup.airflow.begin_backup import BeginBackupOperator
 from nasbackup.airflow.forms import policy_params
 from nasbackup.airflow.pools import BACK_UP, POLICY_DAG, group_of
 from nasbackup.airflow.retries import task_defaults
-from nasbackup.airflow.schedule import at_its_times
+from nasbackup.airflow.schedule import RESTART, at_its_times
 from nasbackup.fleet import Fleet, Policy
 from nasbackup.fleet.last_valid import last_valid
 
@@ -36,7 +36,7 @@ def define(policy: Policy, *, fleet: Fleet) -> None:
         dag_display_name=f"NAS backup policy {policy.name}",
         description=f"Back up the VMs of policy {policy.name}",
         doc_md=__doc__,
-        schedule=at_its_times(*policy.schedule, timezone=policy.timezone),
+        schedule=at_its_times(*policy.schedule, timezone=policy.timezone, late=RESTART),
         catchup=False,
         max_active_runs=1,
         params=policy_params(),

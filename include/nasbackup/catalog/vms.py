@@ -21,13 +21,6 @@ def register_if_unknown(cursor: Cursor, *, uuid: str, name: str, host: str) -> N
     )
 
 
-def find_uuid(cursor: Cursor, *, name: str, host: str) -> str | None:
-    """Of the VM with this name, as it was last seen on this host."""
-    cursor.execute("SELECT uuid FROM vm WHERE name = %s AND host = %s AND defined", (name, host))
-    row = cursor.fetchone()
-    return str(row["uuid"]) if row else None
-
-
 def active_checkpoint(cursor: Cursor, *, vm_uuid: str, repository: str) -> str | None:
     """The checkpoint of the last recorded backup; None means that the next one is full."""
     cursor.execute(

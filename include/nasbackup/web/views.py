@@ -24,7 +24,7 @@ DRAWN = 200
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryView:
-    """``forecast`` None: nas_retention has not measured it yet. ``warning``: why somebody should make room."""
+    """``forecast`` None: it was not measured yet. ``warning``: why somebody should make room."""
 
     row: RepositoryRow
     forecast: Forecast | None

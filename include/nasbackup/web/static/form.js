@@ -28,7 +28,8 @@
       input = element("select", { id, "aria-describedby": described });
       if (!schema.enum.includes(start)) {
         // Taken out of fleet.yaml, say. Nothing takes its place in silence: the reader has to choose.
-        input.append(element("option", { value: "" }, start == null ? "(choose)" : `${start} is not in fleet.yaml: choose`));
+        const why = start == null ? "(choose)" : `${start} is not in fleet.yaml: choose`;
+        input.append(element("option", { value: "" }, why));
         input.required = true;
       }
       schema.enum.forEach((choice, index) => {
