@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Context
 
-from nasbackup.reconcile.plan import ANSWERED_WITHIN
+from nasbackup.answers import ANSWERED_WITHIN
 
 PATIENCE = ANSWERED_WITHIN - timedelta(hours=4)
 """An answer that has not come by then is a no: the next daily run asks again, with what is true then."""

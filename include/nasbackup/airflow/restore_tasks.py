@@ -12,11 +12,11 @@ from typing import Any
 from nasbackup.airflow import hooks, instant_tasks
 from nasbackup.airflow.forms import require_known_keys
 from nasbackup.airflow.restore_form import restore_params
+from nasbackup.answers import ANSWERED_WITHIN
 from nasbackup.catalog import Database, backups, readings, restores
 from nasbackup.errors import NoBackupBefore, ParamInvalid, TargetExists
 from nasbackup.fleet.last_valid import last_valid
 from nasbackup.model import Backup, Host, Target
-from nasbackup.reconcile.plan import ANSWERED_WITHIN
 from nasbackup.restore.files import require_room
 from nasbackup.restore.image import (
     RestoredVolume,

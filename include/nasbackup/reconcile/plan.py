@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 from nasbackup import layout
+from nasbackup.answers import ANSWERED_WITHIN
 from nasbackup.model import Backup, BackupStatus
-
-ANSWERED_WITHIN = timedelta(hours=24)
-"""nas_restore asks before it replaces volumes; by then there is an answer, or the run has ended without one."""
 
 
 class Kind(StrEnum):
