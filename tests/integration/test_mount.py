@@ -129,7 +129,7 @@ def test_a_backup_is_served_over_nbd_and_as_files_and_is_not_deleted_meanwhile(s
         assert deleted["kept_by"][0].startswith("nasbackup mount by ")
         assert story.load(child.backup_id).status is BackupStatus.DELETE_PENDING
         assert Kind.FINISH_DELETE not in {action.kind for action in plan(observe(story.site)).actions}
-        assert finish(story.site, vm_uuid=story.machine.uuid, vm=story.machine.name, holder="test") == []
+        assert finish(story.site, vm_uuid=story.machine.uuid, vm=story.machine.name, holder="test").removed == ()
         for volume in said["volumes"]:
             tool("qemu-img", "compare", "-f", "raw", "-F", "raw", str(frozen[volume["name"]]), volume["nbd"])
         assert ends(process, signal.SIGINT) == 0

@@ -67,4 +67,4 @@ def test_a_backup_that_is_deleted_before_the_answer_is_kept_for_it(story: Story,
     restore_tasks.give_back(params=params, backup=backup.external_id, run_id=RUN)
     assert marks(story) == []
     gone = finish(story.site, vm_uuid=story.machine.uuid, vm=story.machine.name, holder="next night")
-    assert [removal.external_id for removal in gone] == [backup.external_id]
+    assert [removal.external_id for removal in gone.removed] == [backup.external_id]

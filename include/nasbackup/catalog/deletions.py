@@ -24,23 +24,48 @@ def mark(cursor: Cursor, *, backup_id: int) -> BackupStatus:
     When it owns the active checkpoint, that becomes null: the VM's next backup is a full. Raises BackupNotDeletable
     for one that is being made, is not cleaned up yet, or is pinned.
     """
+    row = _locked(cursor, backup_id=backup_id)
+    if row["status"] == BackupStatus.DELETING:
+        return BackupStatus.DELETING  # an earlier try got that far, and there is no way back
+    _require_deletable(row)
+    status = BackupStatus.DELETE_PENDING if kept_by(cursor, backup_id=backup_id) else BackupStatus.DELETING
+    _write(cursor, backup_id=backup_id, status=status)
+    return status
+
+
+def mark_kept(cursor: Cursor, *, backup_id: int) -> bool:
+    """``mark``, where that makes it DeletePending; else False, and nothing is written. Raises BackupNotDeletable."""
+    row = _locked(cursor, backup_id=backup_id)
+    if row["status"] == BackupStatus.DELETING:
+        return False
+    _require_deletable(row)
+    if not kept_by(cursor, backup_id=backup_id):
+        return False  # who read it has just ended
+    _write(cursor, backup_id=backup_id, status=BackupStatus.DELETE_PENDING)
+    return True
+
+
+def _locked(cursor: Cursor, *, backup_id: int) -> Mapping[str, Any]:
     cursor.execute(_STATE + " FOR UPDATE", (backup_id,))
     row = cursor.fetchone()
     if row is None:
         raise BackupNotFound(backup=backup_id)
-    if row["status"] == BackupStatus.DELETING:
-        return BackupStatus.DELETING  # an earlier try got that far, and there is no way back
+    return row
+
+
+def _require_deletable(row: Mapping[str, Any]) -> None:
     refused = _refusal(row)
     if refused is not None:
         raise BackupNotDeletable(backup=row["external_id"], why=refused)
-    status = BackupStatus.DELETE_PENDING if kept_by(cursor, backup_id=backup_id) else BackupStatus.DELETING
+
+
+def _write(cursor: Cursor, *, backup_id: int, status: BackupStatus) -> None:
     cursor.execute("UPDATE backup SET status = %s WHERE backup_id = %s", (status, backup_id))
     cursor.execute(
         "UPDATE active_checkpoint SET checkpoint = NULL, backup_id = NULL, changed_at = clock_timestamp()"
         " WHERE backup_id = %s",
         (backup_id,),
     )
-    return status
 
 
 def refusal(cursor: Cursor, *, backup_id: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from nasbackup import fleet
 from nasbackup.catalog import Database, backups, capacity, deletions, repositories
 from nasbackup.cli import retention_output as output
 from nasbackup.cli.options import holder, json_option, with_database
+from nasbackup.errors import BackupNotDeletable
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
 from nasbackup.retention.simulate import simulate as run_simulation
-from nasbackup.steps.delete import Deletion, delete, finish, leaf_first, preview
+from nasbackup.steps.delete import Deletion, each_deleted, finish, leaf_first, preview
 from nasbackup.steps.measure import measure
 from nasbackup.steps.retention import report as make_report
 from nasbackup.steps.ticket import Store
@@ -56,11 +58,22 @@ def delete_command(*, database: Database, ids: tuple[str, ...], dry_run: bool, a
             output.show_preview(preview(cursor, wanted=wanted), as_json=as_json)
         return
     done = [Deletion(external_id=name) for name in gone]
-    for group in leaf_first(wanted):
-        store = Store(database=database, repository=stores[group[0].repository])
-        done += delete(store, external_ids=[backup.external_id for backup in group], holder=holder("delete"))
-        finish(store, vm_uuid=group[0].vm_uuid, vm=group[0].vm, holder=holder("delete"))
-    output.show_deletions(done, as_json=as_json)
+    stuck: dict[str, BackupNotDeletable] = {}
+    try:
+        for group in leaf_first(wanted):
+            store = Store(database=database, repository=stores[group[0].repository])
+            ids_of_group = [backup.external_id for backup in group]
+            with closing(each_deleted(store, external_ids=ids_of_group, holder=holder("delete"))) as outcomes:
+                for outcome in outcomes:
+                    if isinstance(outcome, BackupNotDeletable):
+                        raise outcome
+                    done.append(outcome)
+            stuck |= finish(store, vm_uuid=group[0].vm_uuid, vm=group[0].vm, holder=holder("delete")).refused
+    finally:  # what is done is told, whatever stopped the rest
+        if done:
+            output.show_deletions(done, as_json=as_json)
+        for refused in stuck.values():
+            click.echo(f"Warning: begun earlier, and it waits on: {refused}", err=True)
 
 
 @click.command()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from nasbackup import layout
-from nasbackup.errors import ManifestInvalid
 from nasbackup.model import Repository
-from nasbackup.nas import manifest
 from nasbackup.nas.repository import doing, open_root
 
 
@@ -35,14 +35,42 @@ def kin(repository: Repository, *, identity: str, instance: str) -> Kin:
     return Kin(there=tuple(name for name, _ in found), links=tuple(name for name, is_link in found if is_link))
 
 
-def parents(repository: Repository, *, identity: str, external_ids: Sequence[str]) -> dict[str, str]:
-    """What each of these is built on. A full, one without a sound manifest of its own, or a copy has no entry."""
+@dataclass(frozen=True, kw_only=True)
+class Parents:
+    """``of``: external id -> what it is built on. ``unclear``: external ids of those that do not say it."""
+
+    of: Mapping[str, str]
+    unclear: tuple[str, ...]
+
+
+def parents(repository: Repository, *, identity: str, external_ids: Sequence[str]) -> Parents:
+    """What each of these is built on, as far as it has a manifest. Raises NotARepository, NasIo.
+
+    It is not asked whether the manifest is sound: layers that qemu-img can restore may lie beside one that somebody has
+    edited, or that a newer version wrote.
+    """
     root = open_root(repository, identity=identity)
     found: dict[str, str] = {}
+    unclear = []
     with doing(repository, "reading manifests"):
         for external_id in external_ids:
-            with suppress(ManifestInvalid, NotADirectoryError, RecursionError):
-                document = manifest.read(root / external_id)
-                if document["external_id"] == external_id and document["chain"]["parent"] is not None:
-                    found[external_id] = document["chain"]["parent"]
-    return found
+            try:
+                parent = _parent(root / external_id)
+            except (ValueError, LookupError, TypeError, RecursionError):
+                unclear.append(external_id)
+                continue
+            if parent is not None:
+                found[external_id] = parent
+    return Parents(of=found, unclear=tuple(unclear))
+
+
+def _parent(directory: Path) -> str | None:
+    """None: a full, or no backup, which has no manifest."""
+    try:
+        content = (directory / layout.MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    parent = json.loads(content)["chain"]["parent"]
+    if parent is not None and not isinstance(parent, str):
+        raise TypeError(parent)
+    return parent

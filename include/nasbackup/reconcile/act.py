@@ -75,6 +75,9 @@ def _carry_out(site: Site, hypervisor: Hypervisor, *, action: Action, token: int
     elif action.kind is Kind.REMOVE_FILE:
         Path(action.what).unlink(missing_ok=True)
     elif action.kind is Kind.FINISH_DELETE:
-        finish_as_holder(site, vm_uuid=action.vm_uuid, lease_token=token)
+        # It goes on with all deletions of the VM; of what another action asks for that one says what came of it.
+        refused = finish_as_holder(site, vm_uuid=action.vm_uuid, lease_token=token).refused.get(action.what)
+        if refused is not None:
+            raise refused
     elif action.kind is Kind.REMOVE_DIRECTORY:
         publish.discard(site.repository, root=site.root(), external_id=action.what)

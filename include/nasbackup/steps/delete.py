@@ -12,16 +12,17 @@ is ever rewritten or rebased (CloudStack PR #13074).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 
 from nasbackup.catalog import Cursor, backups, deletions, leases, vms
-from nasbackup.errors import BackupNotDeletable
+from nasbackup.errors import BackupNotDeletable, NasError
 from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.lease import held_lease
-from nasbackup.steps.removable import require_removable
+from nasbackup.steps.removable import Objections
 from nasbackup.steps.ticket import Store
 
 log = logging.getLogger(__name__)
@@ -64,15 +65,30 @@ def _children_first(wanted: Sequence[Backup]) -> list[Backup]:
 
 
 def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[Deletion]:
+    """``each_deleted``, up to the first that is refused: raises its BackupNotDeletable. Those before it are done."""
+    done = []
+    with closing(each_deleted(store, external_ids=external_ids, holder=holder)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, BackupNotDeletable):
+                raise outcome
+            done.append(outcome)
+    return done
+
+
+def each_deleted(
+    store: Store, *, external_ids: Sequence[str], holder: str
+) -> Generator[Deletion | BackupNotDeletable, None, None]:
     """Delete backups of one VM, in this order: leaf first, or else parents are delete-pending for a moment.
 
-    An id that is gone already is no error, it is what was asked for by an earlier try. Raises VmBusy,
-    BackupNotDeletable, NasError: the deletions before are done, the one at hand goes on when it is asked for again.
+    Says of each what became of it, as soon as that is so; the VM's lease is held until the last. An id that is gone
+    already is no error, it is what was asked for by an earlier try. Raises VmBusy; BackupNotDeletable for one of
+    another VM or repository; NasError, LeaseLost: what was told before is done, and the one at hand goes on when it is
+    asked for again.
     """
     with store.database.reading() as cursor:
         wanted = [found for name in external_ids if (found := backups.find_or_none(cursor, external_id=name))]
     if not wanted:
-        return []
+        return
     store.root()  # before anything is marked
     first = wanted[0]
     for backup in wanted:
@@ -80,45 +96,54 @@ def delete(store: Store, *, external_ids: Sequence[str], holder: str) -> list[De
             raise BackupNotDeletable(
                 backup=backup.external_id, why=f"it is not of VM {first.vm} in repository {store.repository.name}"
             )
+    objections = Objections(store=store)
     with held_lease(store.database, vm_uuid=first.vm_uuid, vm=first.vm, holder=holder) as token:
-        return [_delete_one(store, backup=backup, lease_token=token) for backup in wanted]
+        for backup in wanted:
+            yield from _delete_one(store, backup=backup, lease_token=token, objections=objections)
 
 
-def _delete_one(store: Store, *, backup: Backup, lease_token: int) -> Deletion:
+def _delete_one(
+    store: Store, *, backup: Backup, lease_token: int, objections: Objections
+) -> Iterator[Deletion | BackupNotDeletable]:
     with store.database.reading() as cursor:
         if backups.find_or_none(cursor, external_id=backup.external_id) is None:
-            return Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
+            yield Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
+            return
         active = vms.active_checkpoint(cursor, vm_uuid=backup.vm_uuid, repository=backup.repository)
-    removed = let_fall(store, backup=backup, lease_token=lease_token)
+    removed: list[Removal] = []
+    was_active = active is not None and active == backup.checkpoint
+    try:
+        for removal in let_fall(store, backup=backup, lease_token=lease_token, objections=objections):
+            removed.append(removal)
+    except BackupNotDeletable as refused:
+        yield refused
+        return
+    except NasError:
+        if removed:  # it is a parent that could not fall
+            yield Deletion(external_id=backup.external_id, removed=tuple(removed), was_active=was_active)
+        raise
     with store.database.reading() as cursor:
         kept_by = deletions.kept_by(cursor, backup_id=backup.backup_id)
-    return Deletion(
-        external_id=backup.external_id,
-        removed=tuple(removed),
-        kept_by=tuple(kept_by),
-        was_active=active is not None and active == backup.checkpoint,
+    yield Deletion(
+        external_id=backup.external_id, removed=tuple(removed), kept_by=tuple(kept_by), was_active=was_active
     )
 
 
-def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]:
-    """delete(B), by the holder of the lease: this backup, and each parent that only waited for it.
+def let_fall(store: Store, *, backup: Backup, lease_token: int, objections: Objections) -> Iterator[Removal]:
+    """delete(B), by the holder of the lease: this backup, and each parent that only waited for it, as they go.
 
     Raises BackupNotDeletable for the backup itself; a parent that cannot be removed waits on.
     """
-    removed: list[Removal] = []
     identity = store.repository_uuid
     current: Backup | None = backup
     while current is not None:
         try:
-            require_removable(store, backup=current)
+            status = _mark(store, backup=current, lease_token=lease_token, objections=objections)
         except BackupNotDeletable as refused:
-            if not removed:
+            if current is backup:
                 raise
             log.warning("%s", refused)
             break
-        with store.database.transaction() as cursor:
-            leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
-            status = deletions.mark(cursor, backup_id=current.backup_id)
         if status is BackupStatus.DELETE_PENDING:
             log.info("%s is delete-pending: it has children", current.external_id)
             break
@@ -133,10 +158,25 @@ def let_fall(store: Store, *, backup: Backup, lease_token: int) -> list[Removal]
         with store.database.transaction() as cursor:
             leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
             parent = deletions.close(cursor, backup_id=current.backup_id)
-            removed.append(Removal(external_id=current.external_id, files=files.files, bytes_freed=files.bytes_freed))
+            gone = Removal(external_id=current.external_id, files=files.files, bytes_freed=files.bytes_freed)
             log.info("%s is gone: %d bytes freed", current.external_id, files.bytes_freed)
             current = backups.get(cursor, backup_id=parent) if parent is not None else None
-    return removed
+        yield gone
+
+
+def _mark(store: Store, *, backup: Backup, lease_token: int, objections: Objections) -> BackupStatus:
+    """The NAS is asked only about what would go: a backup with children that the catalog knows stays anyway."""
+    with store.database.reading() as cursor:
+        kept = bool(deletions.kept_by(cursor, backup_id=backup.backup_id))
+    if kept:
+        with store.database.transaction() as cursor:
+            leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
+            if deletions.mark_kept(cursor, backup_id=backup.backup_id):
+                return BackupStatus.DELETE_PENDING
+    objections.require_none(backup=backup)
+    with store.database.transaction() as cursor:
+        leases.renew(cursor, vm_uuid=backup.vm_uuid, vm=backup.vm, token=lease_token)
+        return deletions.mark(cursor, backup_id=backup.backup_id)
 
 
 def list_files(store: Store, *, vm: str) -> list[str]:
@@ -155,42 +195,48 @@ def let_parent_fall(store: Store, *, backup: Backup, lease_token: int) -> list[R
     if parent is None:
         return []
     try:
-        return let_fall(store, backup=parent, lease_token=lease_token)
+        return list(let_fall(store, backup=parent, lease_token=lease_token, objections=Objections(store=store)))
     except BackupNotDeletable as refused:  # that is for whoever deletes: the run that cleans up goes on
         log.warning("%s", refused)
         return []
 
 
-def finish(store: Store, *, vm_uuid: str, vm: str, holder: str) -> list[Removal]:
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """``refused``: external id of what cannot be removed now -> why."""
+
+    removed: tuple[Removal, ...] = ()
+    refused: Mapping[str, BackupNotDeletable] = field(default_factory=dict)
+
+
+def finish(store: Store, *, vm_uuid: str, vm: str, holder: str) -> Finished:
     """Go on with every deletion of the VM in this repository that was begun, and that nothing holds up any more."""
     with store.database.transaction() as cursor:
         waiting = deletions.unfinished(cursor, vm_uuid=vm_uuid)
     if not any(backup.repository == store.repository.name for backup in waiting):
-        return []
+        return Finished()
     with held_lease(store.database, vm_uuid=vm_uuid, vm=vm, holder=holder) as token:
         return finish_as_holder(store, vm_uuid=vm_uuid, lease_token=token)
 
 
-def finish_as_holder(store: Store, *, vm_uuid: str, lease_token: int) -> list[Removal]:
-    """Raises BackupNotDeletable for the first that cannot be removed, when all that can are gone."""
+def finish_as_holder(store: Store, *, vm_uuid: str, lease_token: int) -> Finished:
+    """All that can go is gone then, whatever cannot. Raises VmBusy, NasError."""
     removed: list[Removal] = []
-    refused: dict[int, BackupNotDeletable] = {}
+    refused: dict[str, BackupNotDeletable] = {}
+    objections = Objections(store=store)
     while True:
         with store.database.transaction() as cursor:
             waiting = [
                 backup
                 for backup in deletions.unfinished(cursor, vm_uuid=vm_uuid)
-                if backup.repository == store.repository.name and backup.backup_id not in refused
+                if backup.repository == store.repository.name and backup.external_id not in refused
             ]
         if not waiting:
-            break
+            return Finished(removed=tuple(removed), refused=refused)
         try:
-            removed += let_fall(store, backup=waiting[-1], lease_token=lease_token)
+            removed += let_fall(store, backup=waiting[-1], lease_token=lease_token, objections=objections)
         except BackupNotDeletable as error:
-            refused[waiting[-1].backup_id] = error
-    if refused:
-        raise next(iter(refused.values()))
-    return removed
+            refused[waiting[-1].external_id] = error
 
 
 @dataclass(frozen=True, kw_only=True)

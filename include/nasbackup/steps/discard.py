@@ -13,7 +13,7 @@ from nasbackup.model import Backup, BackupStatus
 from nasbackup.nas import publish
 from nasbackup.nas.watchdog import watched
 from nasbackup.steps.delete import let_parent_fall
-from nasbackup.steps.removable import require_removable
+from nasbackup.steps.removable import Objections
 from nasbackup.steps.ticket import Site
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _remove_files(site: Site, *, backup: Backup) -> None:
     unfinished.
     """
     root = site.root()
-    require_removable(site, backup=backup)
+    Objections(store=site).require_none(backup=backup)
     watched(
         site.repository,
         f"removing the remains of {backup.external_id}",
