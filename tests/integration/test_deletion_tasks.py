@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nasbackup import layout
 from nasbackup.airflow import deletion_tasks, retention_tasks
-from nasbackup.catalog import Database
-from nasbackup.errors import NotARepository, UnknownRepository
+from nasbackup.catalog import Database, deletions, restore_points
+from nasbackup.errors import DeletionFailed, NotARepository, UnknownRepository
 from nasbackup.fleet import ENVIRONMENT
 from nasbackup.model import BackupStatus
 
@@ -62,15 +63,62 @@ def test_a_repository_that_is_away_keeps_nothing_in_the_others(
     assert [chain["repository"] for chain in work["chains"]] == ["nas_old", "nas_new"], "what is away comes first"
     if away == "its Connection is gone":
         monkeypatch.delenv("AIRFLOW_CONN_NAS_OLD")
-        with pytest.raises(UnknownRepository, match="nas_old"):
-            delete(work)
     else:
-        (old.root / ".nasbackup-repository.json").rename(old.root.parent / "away")
-        with pytest.raises(NotARepository, match="nas_old"):
-            delete(work)
-        (old.root.parent / "away").rename(old.root / ".nasbackup-repository.json")
+        (old.root / layout.MARKER).rename(old.root.parent / "away")
+    result = delete(work)
+    failed, done = result["chains"]
+    assert "nas_old" in failed["failed"]
+    assert failed["left"] == [{"external_id": before[0].external_id, "why": failed["failed"]}]
+    assert (failed["files_after"], done["failed"]) == (None, "")
+    summary = retention_tasks.summary(deleted=[result])
+    assert (summary["deleted"], summary["failed"]) == (1, [failed["failed"]])
+    assert summary["bytes_freed"] == done["bytes_freed"] > 0
+    with pytest.raises(DeletionFailed, match=r"Deleting failed in 1 of the chains, .*nas_old"):
+        deletion_tasks.require_nothing_failed(deleted=[result])
     new.assert_whole(after[-1])
+    # Where nothing has gone, nothing is lost by trying again: that is Airflow's.
+    with pytest.raises(UnknownRepository if away == "its Connection is gone" else NotARepository, match="nas_old"):
+        delete(work)
+    if away == "it is not mounted":
+        (old.root.parent / "away").rename(old.root / layout.MARKER)
     old.assert_whole(*before)
+
+
+def test_what_went_before_the_nas_did_is_told(vaults: list[Vault], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, new = vaults
+    base, middle, last = new.chain(3)
+    new.delete(middle)
+    work = {"vm": "i-2-1-VM", "vm_uuid": new.vm_uuid, "host": "kvm_test"}
+    chain = {"chain": base.external_id, "repository": "nas_new", "policy": ""}
+    chain["delete"] = [(name.external_id, "named") for name in (last, base)]
+    marker, away, closing = new.root / layout.MARKER, new.root.parent / "away", deletions.close
+
+    def then_unmounted(*arguments: Any, **options: Any) -> Any:
+        parent = closing(*arguments, **options)
+        marker.rename(away)
+        return parent
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletions, "close", then_unmounted)
+        result = delete({**work, "chains": [chain]})
+    away.rename(marker)
+    (told,) = result["chains"]
+    assert [removal["external_id"] for removal in told["removed"]] == [last.external_id]
+    assert [entry["external_id"] for entry in told["left"]] == [base.external_id]
+    assert "no marker file" in told["failed"]
+    assert told["bytes_freed"] > 0
+    assert new.statuses() == {base.external_id: BackupStatus.BACKED_UP, middle.external_id: BackupStatus.DELETING}
+    assert new.finish() == [middle.external_id]
+    deletion_tasks.require_nothing_failed(deleted=[delete({**work, "chains": [chain]})])
+    assert new.statuses() == {}
+
+
+def test_a_vm_is_judged_by_its_own_row(vaults: list[Vault]) -> None:
+    Vault(site=vaults[0].site)
+    with vaults[0].site.database.transaction() as cursor:
+        assert len(restore_points.known_vms(cursor)) == 2
+        (found,) = restore_points.known_vms(cursor, vm_uuid=vaults[0].vm_uuid)
+    assert found.vm_uuid == vaults[0].vm_uuid
 
 
 def test_a_second_try_says_of_what_the_first_has_done_what_is_true(vaults: list[Vault]) -> None:

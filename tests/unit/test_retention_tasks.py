@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from nasbackup.airflow import deletion_tasks
 from nasbackup.airflow.retention_tasks import _per_vm, _to_do
 from nasbackup.catalog.restore_points import KnownVm
 from nasbackup.fleet import Fleet, Policy, Selector, Zone
@@ -69,6 +71,26 @@ def test_the_last_backups_of_vms_are_asked_about_apart() -> None:
     nothing = _to_do(vms, dry_run=True, question="it would delete a lot", bereft=bereft)
     assert [nothing[key] for key in ("work", "question", "last", "last_question")] == [[], "", [], ""]
     assert nothing["would_delete_count"] == 28
+
+
+def test_the_vms_own_host_is_asked_first_and_others_only_when_it_does_not_define_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One host that hangs would hold up each VM of all the others."""
+    answers = {"kvm_one": frozenset({"uuid-1"}), "kvm_two": frozenset({"uuid-2"}), "kvm_silent": None}
+    asked: list[str] = []
+
+    def ask(names: Sequence[str]) -> dict[str, frozenset[str] | None]:
+        asked.extend(names)
+        return {name: answers[name] for name in names}
+
+    monkeypatch.setattr(deletion_tasks, "defined_vms", ask)
+    found = deletion_tasks._where([*answers], vm_uuid="uuid-1", host="kvm_one")
+    assert (found, asked) == ({"kvm_one": answers["kvm_one"]}, ["kvm_one"])
+    for host in ("kvm_one", "kvm_silent", "kvm_gone"):  # it has moved, or its host cannot be asked, or is no more
+        asked.clear()
+        assert deletion_tasks._where([*answers], vm_uuid="uuid-2", host=host) == answers
+        assert sorted(asked) == sorted(answers), "each once"
 
 
 def protected(defined: Defined, *, vm: KnownVm = VM) -> bool:

@@ -14,7 +14,6 @@ from nasbackup.airflow import hooks, mapped
 from nasbackup.airflow.forms import require_known_keys, retention_params
 from nasbackup.catalog import Database, backups, capacity
 from nasbackup.errors import NasBackupError, RepositoryFilling, RequestError
-from nasbackup.fleet import Fleet
 from nasbackup.fleet.last_valid import last_valid
 from nasbackup.hypervisor import Hypervisor
 from nasbackup.hypervisor.survey import survey
@@ -51,7 +50,7 @@ def report(*, params: Mapping[str, Any], conf: Mapping[str, Any] | None, dry_run
         if params["vms"] or params["rules"]:
             raise RequestError(problem="Param backups names what is to be deleted: leave vms and rules empty with it.")
         return _report_named(database, names=params["backups"], dry_run=dry_run)
-    defined = defined_vms(known)
+    defined = defined_vms(known.hosts)
     if not dry_run:
         retention.note_unprotected(database, fleet=known, defined=defined, now=now)
     found = retention.report(
@@ -173,11 +172,11 @@ def rules_of(params: Mapping[str, Any]) -> RetentionRules | None:
     return fleet.retention_rules(params["rules"], named="rules") if params["rules"] else None
 
 
-def defined_vms(known: Fleet) -> dict[str, frozenset[str] | None]:
-    """UUIDs of the VMs that each host defines; None where nobody could ask: any VM may be there."""
+def defined_vms(names: Sequence[str]) -> dict[str, frozenset[str] | None]:
+    """UUIDs of the VMs that each of these hosts defines; None where nobody could ask: any VM may be there."""
     answers: dict[str, frozenset[str] | NasBackupError] = {}
     hosts = []
-    for host in known.hosts:
+    for host in names:
         try:
             hosts.append(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
         except NasBackupError as error:
@@ -199,12 +198,13 @@ def _log_verdicts(holding: Any, policy: str, verdicts: Sequence[Any]) -> None:
 
 
 def summary(*, deleted: Sequence[Payload]) -> Payload:
-    """What went, what stays delete-pending, what was left, and the bytes that were freed."""
+    """What went, what stays delete-pending, what was left, what failed, and the bytes that were freed."""
     chains = [chain for work in deleted for chain in work["chains"]]
     total: Payload = {
         "deleted": sum(len(chain["removed"]) for chain in chains),
         "delete_pending": sum(len(chain["delete_pending"]) for chain in chains),
         "left": [entry for chain in chains for entry in chain["left"]][:_SHOWN],
+        "failed": [chain["failed"] for chain in chains if chain["failed"]][:_SHOWN],
         "bytes_freed": sum(chain["bytes_freed"] for chain in chains),
     }
     log.info("%(deleted)d backups deleted, %(delete_pending)d delete-pending, %(bytes_freed)d bytes freed", total)

@@ -36,8 +36,13 @@ class KnownVm:
     """False: its host was asked, and does not define it any more."""
 
 
-def known_vms(cursor: Cursor) -> list[KnownVm]:
-    cursor.execute("SELECT vm_id, name, uuid, host, unprotected_since, title, metadata, defined FROM vm ORDER BY vm_id")
+def known_vms(cursor: Cursor, *, vm_uuid: str | None = None) -> list[KnownVm]:
+    """All, or that one."""
+    cursor.execute(
+        "SELECT vm_id, name, uuid, host, unprotected_since, title, metadata, defined FROM vm"
+        " WHERE %s::uuid IS NULL OR uuid = %s::uuid ORDER BY vm_id",
+        (vm_uuid, vm_uuid),
+    )
     return [
         KnownVm(
             vm_id=row["vm_id"],

@@ -47,6 +47,7 @@ from nasbackup.errors.hypervisor import (
     VmStarted,
 )
 from nasbackup.errors.nas import (
+    DeletionFailed,
     ManifestInvalid,
     NasError,
     NasIo,
@@ -121,6 +122,7 @@ __all__ = [
     "ChannelRefused",
     "ConnectionInvalid",
     "DefinitionUnusable",
+    "DeletionFailed",
     "DiskNotAttached",
     "DrillBusy",
     "DrillFailed",

@@ -29,6 +29,14 @@ class RepositoryFilling(NasError):
     template = "Repository {repository} is filling up: {why}. Make room, or lower the retention, before it is full."
 
 
+class DeletionFailed(NasError):
+    """Of some VMs; what went nevertheless is in the results of the tasks that deleted."""
+
+    template = (
+        "Deleting failed in {count} of the chains, first in {chain}: {why} The next run goes on with what is left."
+    )
+
+
 class NasIo(NasError):
     template = "{action} on repository {repository} failed: {reason}"
     retryable = True

@@ -87,11 +87,7 @@ def report(
     """
     result = Report(now=now)
     with database.transaction() as cursor:
-        wanted = [
-            vm
-            for vm in restore_points.known_vms(cursor)
-            if is_chosen(vm.vm, vms) and (vm_uuid is None or vm.vm_uuid == vm_uuid)
-        ]
+        wanted = [vm for vm in restore_points.known_vms(cursor, vm_uuid=vm_uuid) if is_chosen(vm.vm, vms)]
         hosts = frozenset(fleet.hosts)
         chosen = [vm for vm in wanted if vm.host in hosts]
         result.elsewhere.update(vm.host for vm in wanted if vm.host not in hosts)
