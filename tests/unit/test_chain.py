@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from nasbackup.settings import Settings
 
 from tests.unit.builders import CHAIN_ID, DATA, GIB, ROOT, past_backup, past_volume, vm, volume
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 NEW_CHECKPOINT = "backup-2"
 NEW_CHAIN = "5b1f2c1e-0000-4000-8000-0000000000c2"
 
@@ -415,3 +418,9 @@ def test_every_decision_is_sound(state: ChainState) -> None:
             assert state.usable_bitmaps[plan.source]
             assert before[plan.source].virtual_size == plan.virtual_size
             assert plan.backing == f"../{parent.directory}/{before[plan.source].file}"
+
+
+def test_the_documented_table_has_every_row_in_its_order() -> None:
+    _, _, table = DOCUMENT.read_text().partition("| `reason` | when | backup |\n")
+    rows = re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert rows == [reason for reason in Reason if reason is not Reason.IMPORTED]
