@@ -106,10 +106,11 @@ def _delete_one(
     store: Store, *, backup: Backup, lease_token: int, objections: Objections
 ) -> Iterator[Deletion | BackupNotDeletable]:
     with store.database.reading() as cursor:
-        if backups.find_or_none(cursor, external_id=backup.external_id) is None:
-            yield Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
-            return
+        is_there = backups.find_or_none(cursor, external_id=backup.external_id) is not None
         active = vms.active_checkpoint(cursor, vm_uuid=backup.vm_uuid, repository=backup.repository)
+    if not is_there:
+        yield Deletion(external_id=backup.external_id)  # it was pending, and fell with its last child just now
+        return
     removed: list[Removal] = []
     was_active = active is not None and active == backup.checkpoint
     try:
