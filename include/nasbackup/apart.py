@@ -63,10 +63,15 @@ class Apart(Generic[T]):
         _reap()
         parent = os.getpid()
         self._pipe, writing_end = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _be_child(self._call, pipe=writing_end, parent=parent)
-        os.close(writing_end)
+        try:
+            self._pid = os.fork()
+            if self._pid == 0:
+                _be_child(self._call, pipe=writing_end, parent=parent)
+        except OSError:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(writing_end)
         return self
 
     def __exit__(

@@ -8,10 +8,12 @@ process, several at once, and one that says nothing in time is left behind.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from nasbackup.apart import Apart, HelperKilled
 from nasbackup.errors import HostUnreachable, HypervisorError
@@ -28,35 +30,62 @@ _AT_ONCE = 16
 _POLL_SECONDS = 0.1
 
 
+LONG_SECONDS = 600.0
+"""The same where one host is asked, and nobody waits meanwhile: it may have very many VMs, or much to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked(Generic[T]):
+    """A host that may still answer until then. ``end`` ends its process."""
+
+    host: Host
+    apart: Apart[T]
+    until: float
+    end: ExitStack
+
+
 def vms_of(host: Host) -> list[SeenVm]:
     """All VMs of one host. Raises HostUnreachable, HypervisorError."""
-    found = survey([host], seen_vms)[host.name]
+    found = survey([host], seen_vms, patience=LONG_SECONDS)[host.name]
     if isinstance(found, HypervisorError):
         raise found
     return found
 
 
-def survey(hosts: Sequence[Host], question: Callable[[Hypervisor], T]) -> Mapping[str, T | HypervisorError]:
-    """By the host's name: what it answers, or why it does not. The question only reads."""
-    found: dict[str, T | HypervisorError] = {}
-    for first in range(0, len(hosts), _AT_ONCE):
-        found.update(_ask(hosts[first : first + _AT_ONCE], question))
-    return found
+def survey(
+    hosts: Sequence[Host], question: Callable[[Hypervisor], T], *, patience: float | None = None
+) -> Mapping[str, T | HypervisorError]:
+    """By the host's name: what it answers, or why it does not. The question only reads.
 
-
-def _ask(hosts: Sequence[Host], question: Callable[[Hypervisor], T]) -> Mapping[str, T | HypervisorError]:
+    ``patience``: seconds that each host has; None: NO_ANSWER_SECONDS.
+    """
+    patience = NO_ANSWER_SECONDS if patience is None else patience
     found: dict[str, T | HypervisorError] = {}
-    with ExitStack() as stack:
-        asked = [(host, stack.enter_context(Apart(partial(_put, question, host)))) for host in hosts]
-        until = time.monotonic() + NO_ANSWER_SECONDS
+    left, asked = deque(hosts), list[_Asked[T]]()
+    with ExitStack() as all_of_them:
         # In turns: a long answer does not fit into its pipe, and has to be read while others are waited for.
-        while len(found) < len(hosts) and time.monotonic() < until:
-            for host, apart in asked:
-                if host.name not in found and apart.answered(within=_POLL_SECONDS):
-                    answer: T | HypervisorError = _answer(host, apart)
-                    found[host.name] = answer
-    silent = f"it says nothing for {NO_ANSWER_SECONDS:.0f} s"
-    return {host.name: found[host.name] if host.name in found else _unreachable(host, silent) for host in hosts}
+        while left or asked:
+            while left and len(asked) < _AT_ONCE:
+                host = left.popleft()
+                end = all_of_them.enter_context(ExitStack())
+                try:
+                    apart = end.enter_context(Apart(partial(_put, question, host)))
+                except OSError as error:  # of this machine: too many processes, too little memory
+                    found[host.name] = _unreachable(host, f"nobody can ask it: {error.strerror}")
+                else:
+                    until = time.monotonic() + patience
+                    asked.append(_Asked(host=host, apart=apart, until=until, end=end))
+            for one in tuple(asked):
+                if one.apart.answered(within=_POLL_SECONDS):
+                    answer: T | HypervisorError = _answer(one.host, one.apart)
+                elif time.monotonic() >= one.until:
+                    answer = _unreachable(one.host, f"it says nothing for {patience:.0f} s")
+                else:
+                    continue
+                found[one.host.name] = answer
+                asked.remove(one)
+                one.end.close()
+    return found
 
 
 def _put(question: Callable[[Hypervisor], T], host: Host) -> T:
@@ -71,6 +100,9 @@ def _answer(host: Host, apart: Apart[T]) -> T | HypervisorError:
         return _unreachable(host, "the process that asked it was killed")
     except HypervisorError as error:
         return error
+    except Exception as error:  # no XML, an answer that breaks off: of this host, whatever it is
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return HypervisorError(action="asking for VMs", host=host.name, reason=reason)
 
 
 def _unreachable(host: Host, reason: str) -> HostUnreachable:
