@@ -112,6 +112,31 @@ def test_a_copy_that_is_not_valid_any_more_is_none(file: Path) -> None:
         last_valid()
 
 
+@pytest.mark.parametrize("what", ["fifo", "link", "another user's"])
+def test_what_somebody_else_put_in_its_place_is_no_copy(file: Path, tmp_path: Path, what: str) -> None:
+    """Its directory may be another user's. A pipe would be waited for without end."""
+    write(file, ONE)
+    last_valid()
+    copy = copy_of(file)
+    if what == "another user's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can make a file another user's")
+        os.chown(copy, 65534, 65534)
+    else:
+        copy.unlink()
+        if what == "fifo":
+            os.mkfifo(copy)
+        else:
+            (tmp_path / "elsewhere").write_text(TWO)
+            copy.symlink_to(tmp_path / "elsewhere")
+    file.write_text(WRONG)
+    with pytest.raises(FleetInvalid, match=r"fleet\.yaml, line 1: zones\.east\.repositories"):
+        last_valid()
+    write(file, ONE)
+    last_valid()
+    assert (copy.is_symlink(), copy.read_text(), copy.stat().st_uid) == (False, ONE, os.geteuid())
+
+
 def test_where_no_copy_can_be_kept_the_file_counts(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,11 @@ def read(file: Path, *, where_from: str) -> Document:
         raise _refusal(file, field="file", problem=f"it is not UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise _refusal(file, field="file", problem=f"{error.strerror} ({where_from})") from error
+    return checked(text, file=file)
+
+
+def checked(text: str, *, file: Path) -> Document:
+    """``text`` is what was read of the file. Raises FleetInvalid."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 (it is a SafeLoader)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from nasbackup.errors import FleetInvalid
 from nasbackup.fleet import Fleet, path, read_document
-from nasbackup.fleet.document import Document
+from nasbackup.fleet.document import Document, checked
 from nasbackup.fleet.parse import parse
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,13 @@ def copy_of(file: Path) -> Path:
 
 def _of_copy(file: Path, error: FleetInvalid) -> Standing:
     copy = copy_of(file)
+    kept = _read(copy)
+    if kept is None:
+        raise error
+    text, written_at = kept
     try:
-        fleet, written_at = parse(read_document(copy)), copy.stat().st_mtime
-    except (FleetInvalid, OSError):  # there is none; or an older release has kept what is not valid to this one
+        fleet = parse(checked(text, file=copy))
+    except FleetInvalid:  # an older release has kept what is not valid to this one
         raise error from None
     log.warning("%s. Until it is right, what was valid before counts.", error)
     return Standing(fleet=fleet, problem=str(error), written_at=datetime.fromtimestamp(written_at, UTC))
@@ -74,7 +79,8 @@ def _keep(document: Document) -> None:
     """Failing to is no reason to fail: the file is valid."""
     copy = copy_of(document.file)
     try:
-        if _text(copy) == document.text:
+        kept = _read(copy)
+        if kept is not None and kept[0] == document.text:
             return
         copy.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=copy.parent, prefix=f".{copy.stem}-")  # 0600
@@ -94,8 +100,15 @@ def _keep(document: Document) -> None:
         log.warning("No copy of %s is kept, so a mistake in it will stop what is scheduled: %s", document.file, error)
 
 
-def _text(copy: Path) -> str | None:
+def _read(copy: Path) -> tuple[str, float] | None:
+    """The copy's text and time. None without one; what another user has put in its place is none."""
     try:
-        return copy.read_text(encoding="utf-8")
+        descriptor = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                log.warning("%s is no file of this user's own, and does not count", copy)
+                return None
+            return file.read(), found.st_mtime
     except (OSError, UnicodeDecodeError):
         return None
