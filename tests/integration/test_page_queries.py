@@ -483,6 +483,20 @@ policies:
     assert "Until it is right, the document of 2023-11-14 22:13 UTC counts." in page
 
 
+def test_a_backup_that_is_dated_in_the_future_keeps_no_promise(catalog: Database) -> None:
+    def kept(*, ahead: timedelta) -> int:
+        with catalog.transaction() as cursor:
+            cursor.execute(
+                "UPDATE sla_status SET newest_at = now() + %s"
+                " WHERE vm_id = (SELECT min(vm_id) FROM sla_status WHERE policy = 'gold')",
+                (ahead,),
+            )
+            return fleet.by_policy(cursor)["gold"][2]
+
+    now = kept(ahead=timedelta())
+    assert [kept(ahead=ahead) for ahead in (timedelta(minutes=4), timedelta(days=1))] == [now, now - 1]
+
+
 def test_where_nothing_is_promised_nothing_is_said_to_be_kept(catalog: Database, client: TestClient) -> None:
     """A policy without an RPO (docs/fleet.md: ``none``) is looked at like the others, and no look of it is counted."""
     with catalog.transaction() as cursor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.catalog.pages import GENERATED, pattern
+from nasbackup.sla.freshness import SKEW
 
 COMPLIANCE_DAYS = 30
 
@@ -168,9 +169,11 @@ def by_policy(cursor: Cursor) -> dict[str, tuple[int, int, int]]:
         """
         SELECT policy, count(*) AS vms, count(error_seconds) AS promised,
                count(*) FILTER (WHERE coalesce(newest_at, first_seen_at)
-                                      > clock_timestamp() - make_interval(secs => error_seconds)) AS kept
+                                      > clock_timestamp() - make_interval(secs => error_seconds)
+                                  AND coalesce(newest_at, first_seen_at) <= clock_timestamp() + %s) AS kept
           FROM sla_status JOIN vm USING (vm_id) WHERE policy IS NOT NULL GROUP BY policy ORDER BY policy
-        """
+        """,
+        (SKEW,),
     )
     return {row["policy"]: (row["vms"], row["promised"], row["kept"]) for row in cursor.fetchall()}
 
