@@ -16,7 +16,7 @@ import pytest
 import time_machine
 from nasbackup.airflow import backup_tasks, mapped, policy_tasks
 from nasbackup.airflow.forms import require_known_keys
-from nasbackup.catalog import Database, inventory, repositories
+from nasbackup.catalog import Database, inventory, looks, repositories
 from nasbackup.fleet import ENVIRONMENT, load
 from nasbackup.hypervisor import connect
 from nasbackup.hypervisor.inventory import seen_vms
@@ -188,6 +188,7 @@ def test_a_stopped_definition_that_a_migration_left_behind_is_left_out(
     def look(*, host: str, vms: list[SeenVm], at: datetime = now) -> None:
         with database.transaction() as cursor:
             inventory.note_seen(cursor, host=host, seen=[replace(vm, host=host) for vm in vms], now=at)
+            looks.note(cursor, hosts=[host], now=now)
 
     everyone = [vm.name for vm in here]
     look(host="kvm_one", vms=here)
@@ -202,6 +203,10 @@ def test_a_stopped_definition_that_a_migration_left_behind_is_left_out(
     assert due_here() == everyone, "nobody has seen that one for a week"
     look(host="kvm_two", vms=[here[0]])
     look(host="kvm_one", vms=here)
+    assert due_here() == everyone[1:]
+    with database.transaction() as cursor:
+        looks.note(cursor, hosts=["kvm_two"], now=now - timedelta(hours=1))
+    assert due_here() == everyone, "nobody looks at that host any more"
     look(host="kvm_two", vms=[])
     assert due_here() == everyone, "it is defined there no more"
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from nasbackup.catalog import Database, inventory
+from nasbackup.catalog import Database, inventory, looks
 from nasbackup.errors import VmElsewhere
 from nasbackup.hypervisor import connect
 from nasbackup.hypervisor.inventory import seen_vms
@@ -40,6 +40,7 @@ def test_what_a_migration_left_behind_is_backed_up_only_when_that_is_asked_for(
     with site.database.transaction() as cursor:
         there = replace(here, host="kvm_elsewhere", state=VmState.RUNNING)
         inventory.note_seen(cursor, host="kvm_elsewhere", seen=[there], now=datetime.now(UTC))
+        looks.note(cursor, hosts=["kvm_elsewhere"], now=datetime.now(UTC))
     request = BackupRequest(vm=machine.name)
     for _ in range(2):
         with pytest.raises(VmElsewhere, match=r"is stopped on host kvm_test.* last saw it on host kvm_elsewhere"):

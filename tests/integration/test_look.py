@@ -12,7 +12,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 from nasbackup import layout
-from nasbackup.catalog import Cursor, Database, capacity, repositories, restore_points, vms
+from nasbackup.catalog import Cursor, Database, capacity, inventory, looks, repositories, restore_points, vms
 from nasbackup.fleet import Fleet, load
 from nasbackup.hypervisor import connect
 from nasbackup.hypervisor.inventory import seen_vms
@@ -334,14 +334,33 @@ def test_a_vm_is_where_it_runs(catalog: Database, fleet: Fleet) -> None:
 
 
 def test_a_definition_that_nobody_has_seen_for_a_week_gives_way(catalog: Database, fleet: Fleet) -> None:
-    """Its host went from fleet.yaml: what another defines, although stopped, is the VM, and is judged."""
+    """Its host does not answer: what another defines, although stopped, is the VM, and is judged."""
+    there = seen("i-2-1-VM", host="kvm_two")
+    here = replace(there, host="kvm_one", state=VmState.STOPPED)
+    look(catalog, fleet=fleet, seen={"kvm_two": [there]}, now=NOW)
+    look(catalog, fleet=fleet, seen={"kvm_one": [here], "kvm_two": "silent"}, now=NOW + timedelta(days=6))
+    assert where(catalog) == ("kvm_two", True), "this look is at that host, whatever was before it"
+    look(catalog, fleet=fleet, seen={"kvm_one": [here], "kvm_two": "silent"}, now=NOW + timedelta(days=8))
+    assert where(catalog) == ("kvm_one", True)
+
+
+def test_a_definition_on_a_host_that_nobody_looks_at_gives_way_after_an_hour(catalog: Database, fleet: Fleet) -> None:
+    """Its host went from fleet.yaml, or its Connection has another name: what is here, although stopped, is the VM."""
     there = seen("i-2-1-VM", host="kvm_gone")
     here = replace(there, host="kvm_one", state=VmState.STOPPED)
-    look(catalog, fleet=fleet, seen={"kvm_gone": [there]}, now=NOW)
-    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + timedelta(days=6))
-    assert statuses(catalog) == {}
-    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + timedelta(days=8))
-    assert statuses(catalog) == {"i-2-1-VM": "critical"}
+    with catalog.transaction() as cursor:
+        inventory.note_seen(cursor, host="kvm_gone", seen=[there], now=NOW)
+        looks.note(cursor, hosts=["kvm_gone"], now=NOW)
+    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + timedelta(minutes=55))
+    assert where(catalog) == ("kvm_gone", True), "another fleet's watch may look at it"
+    look(catalog, fleet=fleet, seen={"kvm_one": [here]}, now=NOW + HOUR)
+    assert where(catalog) == ("kvm_one", True)
+    assert statuses(catalog) == {"i-2-1-VM": "ok"}
+
+
+def where(database: Database) -> tuple[str, bool]:
+    ((host, defined),) = (row.values() for row in rows(database, "SELECT host, defined FROM vm"))
+    return host, defined
 
 
 def test_a_host_that_went_from_fleet_yaml_is_found_while_nobody_looks_at_its_vms(

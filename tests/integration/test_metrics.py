@@ -165,10 +165,11 @@ def test_a_look_is_one_at_every_host_of_the_fleet(fleet_of_three: Database) -> N
         return of(series(render(fleet_of_three, now=NOW, hosts=hosts)), "last_look_timestamp_seconds")
 
     with fleet_of_three.transaction() as cursor:
-        looks.note(cursor, hosts=["kvm_two"], now=NOW - timedelta(hours=1))
-    assert looked(None) == {"": (NOW - timedelta(hours=1)).timestamp()}
+        looks.note(cursor, hosts=["kvm_two"], now=NOW - timedelta(minutes=55))
+        looks.note(cursor, hosts=["kvm_gone"], now=NOW - timedelta(hours=1))
+    assert looked(None) == {"": (NOW - timedelta(minutes=55)).timestamp()}
     assert looked(["kvm_one"]) == {"": NOW.timestamp()}
-    assert looked(["kvm_one", "kvm_two"]) == {"": (NOW - timedelta(hours=1)).timestamp()}
+    assert looked(["kvm_one", "kvm_two"]) == {"": (NOW - timedelta(minutes=55)).timestamp()}
     assert looked(["kvm_one", "kvm_new"]) == {}, "absent() tells of it"
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from nasbackup.catalog.database import Cursor
 from nasbackup.catalog.inventory import REMEMBERED
+from nasbackup.catalog.looks import LATELY
 from nasbackup.model import VmState
 
 
@@ -17,8 +18,9 @@ class DueState:
 
     ``backed_up_by``: who is making one now; empty: nobody.
 
-    ``seen_on``: the host that it is on, by what nas_sla_watch saw within ``inventory.REMEMBERED``; empty: not known. A
-    stopped VM with its name on another host was left behind there by a migration.
+    ``seen_on``: the host that it is on, by what nas_sla_watch saw within ``inventory.REMEMBERED``, if that host was
+    looked at ``looks.LATELY``; empty: not known. A stopped VM with its name on another host was left behind there by a
+    migration.
     """
 
     newest_at: datetime | None
@@ -36,6 +38,8 @@ def states(cursor: Cursor, *, vm_uuids: Sequence[str]) -> dict[str, DueState]:
         """
         SELECT vm.uuid::text AS uuid, newest.created_at AS newest_at, coalesce(newest.repository, '') AS holds,
                CASE WHEN vm.defined AND vm.seen_at >= clock_timestamp() - %(remembered)s
+                     AND EXISTS (SELECT 1 FROM sla_look l
+                                  WHERE l.host = vm.host AND looked_at > clock_timestamp() - %(lately)s)
                     THEN vm.host ELSE '' END AS seen_on,
                CASE WHEN EXISTS (SELECT 1 FROM backup WHERE vm_id = vm.vm_id AND status = 'BackingUp')
                     THEN coalesce(lease.holder, '') ELSE '' END AS backed_up_by
@@ -48,6 +52,6 @@ def states(cursor: Cursor, *, vm_uuids: Sequence[str]) -> dict[str, DueState]:
                ) newest ON true
          WHERE vm.uuid = ANY(%(uuids)s::uuid[])
         """,
-        {"uuids": list(vm_uuids), "remembered": REMEMBERED},
+        {"uuids": list(vm_uuids), "remembered": REMEMBERED, "lately": LATELY},
     )
     return {row["uuid"]: DueState(**{name: row[name] for name in row if name != "uuid"}) for row in cursor.fetchall()}

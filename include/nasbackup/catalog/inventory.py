@@ -9,14 +9,11 @@ from datetime import datetime, timedelta
 from psycopg2.extras import Json, execute_values
 
 from nasbackup.catalog.database import Cursor
+from nasbackup.catalog.looks import LATELY
 from nasbackup.model import SeenVm, VmState
 
 REMEMBERED = timedelta(days=7)
-"""A definition that nobody has seen for so long (its host is gone, or in no fleet.yaml) says nothing any more."""
-
-
-UNJUDGED = timedelta(hours=1)
-"""VMs that no look has judged for so long are looked at by nobody."""
+"""A definition that nobody has seen for so long (its host does not answer) says nothing any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +25,23 @@ class DroppedHost:
     seen_at: datetime
 
 
-def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetime) -> None:
+def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetime, hosts: Sequence[str] = ()) -> None:
     """The host's VMs are these: new ones are added, those that it no longer defines are marked.
 
     A VM that two hosts define is on the one that runs it: a stopped definition that a migration left behind does
-    not move it, as long as the other one is ``REMEMBERED``.
+    not move it, as long as the other one is ``REMEMBERED``, and on a host that is looked at: one of ``hosts``, which
+    this look is at, or that another was at ``LATELY``.
     """
+    uuids = [vm.uuid for vm in seen]
     if seen:
+        cursor.execute(
+            """
+            UPDATE vm SET defined = false  -- so what is here takes its place
+             WHERE uuid = ANY(%s::uuid[]) AND host <> %s AND NOT host = ANY(%s)
+               AND NOT EXISTS (SELECT 1 FROM sla_look l WHERE l.host = vm.host AND looked_at > %s)
+            """,
+            (uuids, host, list(hosts), now - LATELY),
+        )
         execute_values(
             cursor,
             f"""
@@ -53,7 +60,7 @@ def note_seen(cursor: Cursor, *, host: str, seen: Sequence[SeenVm], now: datetim
         )
     cursor.execute(
         "UPDATE vm SET defined = false, state = NULL WHERE host = %s AND defined AND NOT uuid = ANY(%s::uuid[])",
-        (host, [vm.uuid for vm in seen]),
+        (host, uuids),
     )
 
 
@@ -67,6 +74,6 @@ def hosts_that_nobody_looks_at(cursor: Cursor, *, besides: Sequence[str], now: d
            AND (s.checked_at IS NULL OR s.checked_at < %(until)s)
          GROUP BY vm.host ORDER BY vm.host
         """,
-        {"besides": list(besides), "since": now - REMEMBERED, "until": now - UNJUDGED},
+        {"besides": list(besides), "since": now - REMEMBERED, "until": now - LATELY},
     )
     return [DroppedHost(**row) for row in cursor.fetchall()]

@@ -57,7 +57,7 @@ def look(
     with database.transaction() as cursor:
         for host, vms in seen.items():
             if not isinstance(vms, str):
-                inventory.note_seen(cursor, host=host, seen=vms, now=now)
+                inventory.note_seen(cursor, host=host, seen=vms, now=now, hosts=fleet.hosts)
     verdicts = []
     with database.transaction() as cursor:
         for facts in sla.facts(cursor, hosts=fleet.hosts):
@@ -116,7 +116,7 @@ def _hosts(found: Look, seen: Seen) -> None:
 
 
 def _dropped_hosts(found: Look, database: Database, *, fleet: Fleet) -> None:
-    """They are no subjects of this look: whether one is silent, say, is not known."""
+    """They are no subjects of this look: whether one is silent, say, is not known. (But see ``ANYWHERE``.)"""
     with database.reading() as cursor:
         dropped = inventory.hosts_that_nobody_looks_at(cursor, besides=fleet.hosts, now=found.now)
     for host in dropped:
@@ -125,9 +125,10 @@ def _dropped_hosts(found: Look, database: Database, *, fleet: Fleet) -> None:
                 kind=Kind.HOST_DROPPED,
                 severity=Severity.WARNING,
                 subject=Subject(kind=SubjectKind.HOST, key=host.name, label=host.name),
-                text=f"Host {host.name} is not in fleet.yaml, and VMs were last seen on it (their number: {host.vms}), "
-                f"{span(found.now - host.seen_at)} ago: nobody looks at them, and no policy backs them up.",
-                hint="Put it back under its zone. If it went on purpose, do nothing: this is said for a week.",
+                text=f"Host {host.name} is in no fleet.yaml, or its nas_sla_watch does not run: VMs were last seen on "
+                f"it (their number: {host.vms}), {span(found.now - host.seen_at)} ago, and nobody looks at them.",
+                hint="Put it back under its zone, or start its Airflow: no policy may back them up. If it went on "
+                "purpose, do nothing: this is said for a week.",
             )
         )
 
