@@ -9,10 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import time_machine
 from nasbackup.airflow import deadline
 from nasbackup.catalog import Database, alerts, inventory, repositories
 from nasbackup.fleet import ENVIRONMENT, load
 from nasbackup.model import Repository, RepositoryType, SeenVm, VmState
+from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
 from nasbackup.steps.alerts import settle
 from nasbackup.steps.look import look
 
@@ -145,6 +147,44 @@ def test_a_longer_deadline_of_the_policy_counts(catalog: Database, seen: Callabl
     ((event, text),) = told(catalog)
     assert event == "opened"
     assert text.endswith("its deadline was 12 hours.")
+
+
+def test_of_a_run_that_has_not_begun_it_is_said_also_under_a_longer_deadline(
+    catalog: Database, seen: Callable[..., None]
+) -> None:
+    """No look would ever see it."""
+    seen(title="Archive of mail")
+    tell(catalog)
+    watch(catalog, later=timedelta(minutes=1))
+    text = ASKED.replace("its deadline was 6 hours", "its deadline is 12 hours")
+    assert told(catalog) == [("opened", text)]
+
+
+def test_what_is_open_is_not_forgotten_by_a_triggerer_whose_clock_is_ahead(
+    catalog: Database, seen: Callable[..., None]
+) -> None:
+    other = Subject(kind=SubjectKind.HOST, key="kvm_one", label="kvm_one")
+    silent = Finding(kind=Kind.HOST_SILENT, severity=Severity.CRITICAL, subject=other, text="It is.", hint="See.")
+    seen()
+    settle(catalog, findings=[silent], looked_at=[other], channels=(), now=catalog.now())
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=30), tick=True):
+        tell(catalog)
+    with catalog.reading() as cursor:
+        assert {alert.finding.kind for alert in alerts.open_alerts(cursor)} == {Kind.HOST_SILENT, Kind.OVERDUE}
+
+
+def test_a_backup_of_a_host_that_went_from_fleet_yaml_is_not_late_for_ever(
+    catalog: Database, seen: Callable[..., None], tmp_path: Path
+) -> None:
+    """Its row stays as it is: nobody clears it up there."""
+    seen()
+    begin(catalog, ago=SIX_HOURS)
+    tell(catalog)
+    (tmp_path / "fleet.yaml").write_text(FLEET.replace("kvm_one, ", ""))
+    watch(catalog, later=timedelta(days=6))
+    assert told(catalog) == [("opened", RUNS)]
+    watch(catalog, later=timedelta(days=8))
+    assert told(catalog) == [("closed", RUNS)]
 
 
 def test_a_shorter_deadline_of_the_policy_is_the_one_that_is_told(catalog: Database, seen: Callable[..., None]) -> None:

@@ -70,6 +70,18 @@ def told(database: Database, channel: str) -> list[tuple[str, str]]:
     return [(notice.event.value, notice.text) for notice in found]
 
 
+def kinds_told(database: Database) -> list[tuple[str, str]]:
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE alert_delivery SET delivered_at = now() WHERE event = 'opened'")
+        return [(notice.event.value, notice.kind.value) for notice in alerts.pending(cursor, channel="mail", limit=100)]
+
+
+def a_quarter_later(database: Database) -> None:
+    """Of an hour, since a look found what is open."""
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE alert SET confirmed_at = confirmed_at - interval '15 minutes'")
+
+
 def test_the_watch_goes_on_with_the_last_valid_file_and_says_so(database: Database, file: Path) -> None:
     assert sla_tasks.look_at_fleet()["findings"] == {}
     file.write_text(CHANNELS.replace("rpo: 2 hours", "rpo: soon"))
@@ -83,7 +95,53 @@ def test_the_watch_goes_on_with_the_last_valid_file_and_says_so(database: Databa
         assert " scheduled backups go on with the document of 20" in text
     file.write_text(CHANNELS)
     assert sla_tasks.look_at_fleet()["findings"] == {}
+    assert told(database, "pager") == [], "it may be wrong again in a moment"
+    a_quarter_later(database)
+    assert sla_tasks.look_at_fleet()["findings"] == {}
     assert [event for event, _ in told(database, "pager")] == ["closed"]
+
+
+def test_each_airflow_that_shares_the_catalog_has_a_fleet_of_its_own(
+    database: Database, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other one's look neither ends what is wrong here nor tells that it were."""
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_TWO", '{"conn_type": "libvirt", "extra": {"uri": "test:///default"}}')
+    other = tmp_path / "other.yaml"
+    other.write_text(CHANNELS.replace("kvm_one", "kvm_two").replace("pager:", "chat:"))
+
+    def look(place: Path) -> dict[str, Any]:
+        monkeypatch.setenv(ENVIRONMENT, str(place))
+        return sla_tasks.look_at_fleet()
+
+    look(file)
+    file.write_text(CHANNELS.replace("rpo: 2 hours", "rpo: soon"))
+    for _ in range(2):
+        assert look(file)["findings"] == {"fleet_invalid": 1}
+        a_quarter_later(database)
+        assert look(other)["alerts_closed"] == 0
+    assert [event for event, _ in told(database, "pager")] == ["opened"]
+    file.write_text(CHANNELS.replace("[kvm_one]", "[kvm_zero, kvm_one]"))  # another host is the first by now
+    look(file)
+    closed = [text for event, text in told(database, "pager") if event == "closed"]
+    assert [text.startswith("fleet.yaml is wrong") for text in closed] == [True]
+
+
+def test_what_was_wrong_is_over_also_when_the_first_host_goes_with_it(
+    database: Database, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = CHANNELS.replace("[kvm_one]", "[kvm_one, kvm_zero]")
+    file.write_text(two)
+    sla_tasks.look_at_fleet()
+    file.write_text(two.replace("rpo: 2 hours", "rpo: soon"))
+    sla_tasks.look_at_fleet()
+    file.write_text(CHANNELS.replace("kvm_one", "kvm_zero"))
+    a_quarter_later(database)
+    sla_tasks.look_at_fleet()
+    assert [kind for event, kind in kinds_told(database) if event == "closed"] == []
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE sla_look SET looked_at = looked_at - interval '1 hour' WHERE host = 'kvm_one'")
+    sla_tasks.look_at_fleet()
+    assert [kind for event, kind in kinds_told(database) if event == "closed"] == ["fleet_invalid"]
 
 
 def test_nothing_is_deleted_by_a_document_that_is_about_to_change(file: Path) -> None:
@@ -107,4 +165,5 @@ def test_a_wrong_variable_stops_no_look_and_is_told(
         "Until then 6 hours counts."
     )
     monkeypatch.setenv(DEADLINE, "7200")
+    a_quarter_later(database)
     assert sla_tasks.look_at_fleet()["alerts_closed"] == 1

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from nasbackup.catalog import Database, alerts, vms
+from nasbackup.catalog import Database, alerts, looks, vms
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
 from nasbackup.sla import LOOK_EVERY
 from nasbackup.sla.alerts import FORGOTTEN, Changes, Event, OpenAlert, Scope, identity
@@ -255,17 +255,33 @@ def waiting(database: Database) -> dict[str, int]:
 
 
 def test_nothing_waits_for_a_channel_that_went_from_fleet_yaml(database: Database) -> None:
-    """It was renamed: what waited for it in vain goes, and its end is queued for nobody."""
+    """It was renamed: what waited for it in vain goes after a day, and its end is queued for nobody."""
     look(database, finding(), finding(subject=HOST), channels=[MAIL, PAGER, EAST_CHAT])
     assert [len(message) for message in told(database)] == [2]
     assert waiting(database) == {"east_chat": 1}
     look(database, finding(subject=HOST), channels=[MAIL, EAST_CHAT], now=BEGIN + LOOK_EVERY)
     assert waiting(database) == {"mail": 1}, "the end is told as ever"
     renamed = replace(MAIL, name="post")
-    look(database, finding(subject=HOST), channels=[renamed], now=BEGIN + 2 * LOOK_EVERY)
+    look(database, finding(subject=HOST), channels=[renamed], now=BEGIN + timedelta(hours=24))
+    assert waiting(database) == {"mail": 1}, "this look may go by an older fleet.yaml"
+    look(database, finding(subject=HOST), channels=[renamed], now=BEGIN + timedelta(hours=25))
     assert waiting(database) == {}
-    look(database, channels=[renamed], now=BEGIN + 3 * LOOK_EVERY)
+    look(database, channels=[renamed], now=BEGIN + timedelta(hours=26))
     assert (still_open(database), waiting(database)) == ([], {})
+
+
+def test_what_came_here_from_another_fleets_host_is_told_to_those_who_know_of_it(database: Database) -> None:
+    """A VM with an open alert migrates: its pager hears of the end."""
+    for looked in (True, False):
+        with database.transaction() as cursor:
+            cursor.execute("TRUNCATE alert CASCADE; DELETE FROM sla_look")
+            if looked:
+                looks.note(cursor, hosts=["kvm_of_another_fleet"], now=BEGIN)
+        settle(database, findings=[finding(severity=Severity.CRITICAL)], looked_at=[EAST], channels=[PAGER], now=BEGIN)
+        told(database, PAGER)
+        settle(database, findings=[], looked_at=[EAST, HOST], channels=[MAIL], now=BEGIN + LOOK_EVERY)
+        assert still_open(database) == []
+        assert waiting(database) == ({"pager": 1} if looked else {})
 
 
 def test_nothing_waits_for_such_a_channel_of_a_vm_that_is_gone(database: Database) -> None:
@@ -318,6 +334,27 @@ def test_what_nobody_looks_at_any_more_is_not_said_to_be_over(database: Database
     assert [(notice.event, notice.forgotten) for notice in told_again] == []
     with database.transaction() as cursor:
         assert [row["forgotten"] for row in alerts.recent(cursor, also_closed=True, limit=10)] == [False, True]
+
+
+def test_a_look_reads_no_alert_that_is_long_over(database: Database) -> None:
+    """There are 400 days of them, and everybody who changes alerts waits meanwhile."""
+    with database.transaction() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO vm (uuid, name, host, defined)
+            SELECT gen_random_uuid(), 'i-2-' || n || '-VM', 'kvm_one', n % 10 > 0 FROM generate_series(1, 500) n;
+            INSERT INTO alert (kind, subject_kind, subject, label, severity, text, hint, opened_at, updated_at,
+                               confirmed_at, closed_at)
+            SELECT 'stale', 'vm', gen_random_uuid(), '', 'warning', '', '', now(), now(), now(), now()
+              FROM generate_series(1, 5000);
+            ANALYZE alert, alert_delivery, vm
+            """
+        )
+        alerts.vms_that_are_gone(cursor)
+        cursor.execute(b"EXPLAIN " + cursor.query)
+        plan = "\n".join(row["QUERY PLAN"] for row in cursor.fetchall())
+    assert "on alert" in plan
+    assert "Seq Scan on alert " not in plan, plan
 
 
 def test_history_goes_after_a_year(database: Database) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nasbackup.airflow import sla_tasks
@@ -50,6 +51,51 @@ def test_a_look_counts_when_what_it_found_is_settled_and_without_any_vm(
     again = looked().at
     assert again is not None
     assert again > first
+
+
+@pytest.fixture
+def watched(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text("zones: {default: {hosts: [kvm_test], repositories: [nas_one]}}")
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("NASBACKUP_FLEET", str(file))
+    monkeypatch.setenv("AIRFLOW_CONN_NAS_BACKUP_CATALOG", str(database.parameters["dsn"]))
+    monkeypatch.setenv("AIRFLOW_CONN_KVM_TEST", '{"conn_type": "libvirt", "extra": {"uri": "test:///default"}}')
+    monkeypatch.setenv("AIRFLOW_VAR_NAS.BACKUP.DEADLINE.SECONDS", "3600")
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_look_is_of_the_time_after_the_hosts_were_asked(
+    database: Database, looked: Callable[[], looks.Looks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may take long: what is backed up meanwhile is not dated in the future."""
+    asked: list[datetime] = []
+    real = sla_tasks.survey
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        answers = real(*arguments, **options)
+        asked.append(database.now())
+        return answers
+
+    monkeypatch.setattr(sla_tasks, "survey", noted)
+    sla_tasks.look_at_fleet()
+    oldest = looked().oldest
+    assert oldest is not None
+    assert oldest > asked[0]
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_host_that_went_is_said_to_be_gone_until_nothing_is_left_on_it(database: Database) -> None:
+    with database.transaction() as cursor:
+        cursor.execute(
+            "INSERT INTO vm (uuid, name, host, seen_at) VALUES (gen_random_uuid(), 'i-2-1-VM', 'kvm_gone',"
+            " now() - interval '2 hours')"
+        )
+    assert sla_tasks.look_at_fleet()["findings"]["host_dropped"] == 1
+    assert sla_tasks.look_at_fleet()["alerts_closed"] == 0
+    with database.transaction() as cursor:
+        cursor.execute("UPDATE vm SET defined = false WHERE host = 'kvm_gone'")
+    assert sla_tasks.look_at_fleet()["alerts_closed"] == 1
 
 
 def test_an_upgrade_knows_of_the_looks_before_it(database: Database, looked: Callable[[], looks.Looks]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk.definitions.callback import AsyncCallback
@@ -55,7 +55,8 @@ async def missed(context: dict[str, Any], seconds: int) -> None:
 
 def _tell(catalog: Any, *, run_id: str, conf: dict[str, Any], deadline: timedelta) -> None:
     """A policy's own deadline counts in place of ``deadline``, after which this is called: if it is longer nothing is
-    said, and the look does when its time has come.
+    said of a backup that has begun, and the look does when its time has come. No look sees a run that has not begun:
+    of that it is said now, or never.
     """
     from nasbackup.catalog import late
     from nasbackup.fleet.last_valid import last_valid
@@ -73,11 +74,12 @@ def _tell(catalog: Any, *, run_id: str, conf: dict[str, Any], deadline: timedelt
         return
     policy = known.policy_of(vm=name, host=host, title=vm.title, metadata=vm.metadata)
     promised = (policy and policy.deadline) or deadline
-    if vm.ended or promised > deadline:
+    if vm.ended or (vm.began and promised > deadline):
         return
     subject = Subject(kind=SubjectKind.VM, key=vm.uuid, label=name)
     finding = overdue(subject=subject, what=f"A backup of {name}", took=deadline, deadline=promised)
     if not vm.began:
+        was = "is" if promised > deadline else "was"
         text = f"A backup of {name} was asked for {span(deadline)} ago and has not begun"
-        finding = replace(finding, text=f"{text}; its deadline was {span(promised)}.")
-    alerts.settle(catalog, findings=[finding], looked_at=(), channels=known.channels, now=datetime.now(UTC))
+        finding = replace(finding, text=f"{text}; its deadline {was} {span(promised)}.")
+    alerts.settle(catalog, findings=[finding], looked_at=(), channels=known.channels, now=catalog.now())

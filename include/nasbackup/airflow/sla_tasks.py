@@ -15,9 +15,9 @@ from nasbackup.fleet.last_valid import standing
 from nasbackup.hypervisor.inventory import seen_vms
 from nasbackup.hypervisor.survey import survey
 from nasbackup.settings import DEFAULT_DEADLINE
-from nasbackup.sla.alerts import Scope, identity
+from nasbackup.sla.alerts import ANYWHERE, Scope, identity
 from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
-from nasbackup.sla.settings import AIRFLOW, fleet_invalid, setting_invalid
+from nasbackup.sla.settings import airflow_of, fleet_invalid, setting_invalid, this_airflow
 from nasbackup.steps import alerts
 from nasbackup.steps.look import Seen, ended, in_short, look
 from nasbackup.words import span
@@ -36,11 +36,14 @@ def look_at_fleet() -> dict[str, Any]:
     """
     known, wrong = _fleet()
     database = hooks.catalog()
-    now = database.now()  # a worker whose clock is ahead would forget alerts and the history of compliance
-    deadline, also_wrong = _deadline()
-    found = look(database, fleet=known, seen=_ask(known), now=now, deadline=deadline)
+    deadline, also_wrong = _deadline(known)
+    seen = _ask(known)
+    # Not by a worker's clock: one that is ahead would forget alerts and the history of compliance. And not before the
+    # hosts were asked: what was backed up meanwhile would be dated in the future.
+    now = database.now()
+    found = look(database, fleet=known, seen=seen, now=now, deadline=deadline)
     found.findings += [*wrong, *also_wrong]
-    found.subjects.add(AIRFLOW)
+    found.subjects |= {airflow_of(host) for host in known.hosts}
     changed = alerts.settle(
         database,
         findings=found.findings,
@@ -52,6 +55,7 @@ def look_at_fleet() -> dict[str, Any]:
             for subject in found.subjects
             if subject.kind is not SubjectKind.VM
         },
+        anywhere=ANYWHERE,
     )
     ended(database, fleet=known, now=now)
     for line in in_short(found.findings):
@@ -70,15 +74,19 @@ def _fleet() -> tuple[Fleet, list[Finding]]:
     current = standing(fleet.path())
     if current.written_at is None:
         return current.fleet, []
-    return current.fleet, [fleet_invalid(problem=current.problem, written_at=current.written_at)]
+    return current.fleet, [
+        fleet_invalid(problem=current.problem, written_at=current.written_at, airflow=this_airflow(current.fleet.hosts))
+    ]
 
 
-def _deadline() -> tuple[timedelta, list[Finding]]:
+def _deadline(known: Fleet) -> tuple[timedelta, list[Finding]]:
     """Of backups of VMs whose policy names none: as ``deadline.backup_deadline`` has it."""
     try:
         return variables.deadline(), []
     except SettingInvalid as error:
-        return DEFAULT_DEADLINE, [setting_invalid(error, counts=span(DEFAULT_DEADLINE))]
+        return DEFAULT_DEADLINE, [
+            setting_invalid(error, counts=span(DEFAULT_DEADLINE), airflow=this_airflow(known.hosts))
+        ]
 
 
 def _ask(known: Fleet) -> Seen:

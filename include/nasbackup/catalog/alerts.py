@@ -15,7 +15,8 @@ from nasbackup.sla.findings import Finding, Kind, Severity, Subject, SubjectKind
 from nasbackup.sla.messages import Notice
 
 PATIENCE = timedelta(hours=24)
-"""What could not be told for so long is dropped, if it is over by now. The opening of what still lasts never is."""
+"""What could not be told for so long is dropped, if it is over by now, or fleet.yaml does not name the channel. The
+opening of what still lasts is else never dropped."""
 
 KEPT = timedelta(days=400)
 """Closed alerts are history until then."""
@@ -71,22 +72,31 @@ def vm_scopes(cursor: Cursor) -> dict[Identity, Scope]:
 def vms_that_are_gone(cursor: Cursor) -> dict[Identity, str]:
     """VMs of which something is open or to be told and that no host defines any more -> the host that did."""
     cursor.execute(
-        "SELECT DISTINCT subject, host FROM alert JOIN vm ON vm.uuid::text = alert.subject"
-        " WHERE subject_kind = 'vm' AND NOT vm.defined AND (closed_at IS NULL"
-        " OR alert_id IN (SELECT alert_id FROM alert_delivery WHERE delivered_at IS NULL))"
+        """
+        SELECT subject, host
+          FROM (SELECT subject FROM alert WHERE closed_at IS NULL AND subject_kind = 'vm'
+                 UNION  -- not OR, for which all alerts that ever were are read
+                SELECT subject FROM alert_delivery JOIN alert USING (alert_id)
+                 WHERE delivered_at IS NULL AND subject_kind = 'vm') told
+          JOIN vm ON vm.uuid::text = subject AND NOT vm.defined
+        """
     )
     return {(SubjectKind.VM, row["subject"]): row["host"] for row in cursor.fetchall()}
 
 
-def drop_for_nobody(cursor: Cursor, *, channels: Sequence[str], subjects: Container[Identity]) -> Counter[str]:
-    """What of these subjects waits for other channels than these, by channel: fleet.yaml does not name them any more.
+def drop_for_nobody(
+    cursor: Cursor, *, channels: Sequence[str], subjects: Container[Identity], now: datetime
+) -> Counter[str]:
+    """What of these subjects has waited for PATIENCE, for other channels than these, by channel: fleet.yaml does not
+    name them any more.
 
-    What waits is counted by a metric and an alarm of its own, and nobody would ever take it.
+    What waits is counted by a metric and an alarm of its own, and nobody would ever take it. Not at once: a look that
+    goes by an older fleet.yaml does not know the channels of the newer one.
     """
     cursor.execute(
         "SELECT delivery_id, channel, subject_kind, subject FROM alert_delivery JOIN alert USING (alert_id)"
-        " WHERE delivered_at IS NULL AND NOT channel = ANY(%s)",
-        (list(channels),),
+        " WHERE delivered_at IS NULL AND NOT channel = ANY(%s) AND created_at < %s",
+        (list(channels), now - PATIENCE),
     )
     found = [row for row in cursor.fetchall() if (SubjectKind(row["subject_kind"]), row["subject"]) in subjects]
     cursor.execute("DELETE FROM alert_delivery WHERE delivery_id = ANY(%s)", ([row["delivery_id"] for row in found],))

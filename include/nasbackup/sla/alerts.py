@@ -29,8 +29,13 @@ Identity = tuple[SubjectKind, str]
 CALM: Mapping[Kind, timedelta] = {
     Kind.HOST_SILENT: timedelta(minutes=15),
     Kind.REPOSITORY_FILLING: timedelta(hours=1),
+    Kind.FLEET_INVALID: timedelta(minutes=15),  # workers may have files of their own
+    Kind.SETTING_INVALID: timedelta(minutes=15),
 }
 """What comes and goes by itself is over, or less severe, when it was not found for so long; all else at once."""
+
+ANYWHERE = frozenset({Kind.HOST_DROPPED})
+"""What every fleet's look would find, of whichever subject, and is over when one does not."""
 
 FORGOTTEN = timedelta(days=7)
 """What was not looked at for so long (its host went from fleet.yaml) is closed: nobody would ever say that it is over,
@@ -120,10 +125,12 @@ def changes(
     channels: Sequence[Channel],
     scopes: Mapping[Identity, Scope],
     now: datetime,
+    anywhere: Container[Kind] = (),
 ) -> Changes:
     """``looked_at``: subjects that could be judged this time. What is not in it (VMs of a host that does not answer)
     keeps its alerts; what is known to exist no more belongs in it. ``ours``: those that no other fleet that shares the
-    catalog looks at. Whoever was told of the others may be a channel of such a fleet."""
+    catalog looks at. Whoever was told of the others may be a channel of such a fleet. ``anywhere``: kinds that would
+    have been found of any subject."""
     result = Changes()
     found = _most_severe(findings)
     known = frozenset(channel.name for channel in channels)
@@ -133,7 +140,7 @@ def changes(
         finding = found.pop((alert.finding.kind, *identity(alert.finding.subject)), None)
         if finding is not None:
             _go_on(alert, finding, channels=channels, scopes=scopes, now=now, result=result)
-        elif identity(alert.finding.subject) in looked_at:
+        elif alert.finding.kind in anywhere or identity(alert.finding.subject) in looked_at:
             if _calm(alert, now=now):
                 result.closed.append(Closing(alert_id=alert.alert_id, channels=tuple(sorted(alert.told))))
         elif now - alert.confirmed_at >= FORGOTTEN:

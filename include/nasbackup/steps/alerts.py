@@ -11,16 +11,17 @@ did: a process that dies between the two tells it twice, none forgets it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
-from nasbackup.catalog import Database, alerts, late
+from nasbackup.catalog import Database, alerts, late, looks
 from nasbackup.errors import AlertNotDelivered, ChannelRefused
-from nasbackup.sla.alerts import Changes, Identity, Scope, changes, identity
+from nasbackup.sla.alerts import Changes, Identity, OpenAlert, Scope, changes, identity
 from nasbackup.sla.channels import Channel, ChannelType
-from nasbackup.sla.findings import Finding, Subject, SubjectKind
+from nasbackup.sla.findings import Finding, Kind, Subject, SubjectKind
 from nasbackup.sla.messages import Notice
+from nasbackup.sla.settings import OF_AIRFLOW, PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -51,43 +52,60 @@ def settle(
     channels: Sequence[Channel],
     now: datetime,
     scopes: Mapping[Identity, Scope] | None = None,
+    anywhere: Container[Kind] = (),
 ) -> Changes:
     """Open, update and close alerts (``sla.alerts``), and put what is to be told into the outbox.
 
-    ``looked_at``: what was judged, healthy or not. VMs that no host defines any more need not be in it. Call it after
-    the look has written ``sla_status``: from there come zone and policy of the VMs; ``scopes`` adds those of others.
+    ``looked_at``: what was judged, healthy or not. VMs that no host defines any more need not be in it. ``anywhere``:
+    kinds that were looked for everywhere. Call it after the look has written ``sla_status``: from there come zone and
+    policy of the VMs; ``scopes`` adds those of others.
     """
     looked = {identity(subject) for subject in looked_at}
     with database.transaction() as cursor:
         alerts.begin_look(cursor)
         gone, judged = alerts.vms_that_are_gone(cursor), alerts.vm_scopes(cursor)
-        ours = _ours(looked, judged=judged, gone=gone)
-        dropped = alerts.drop_for_nobody(cursor, channels=[channel.name for channel in channels], subjects=ours)
+        recent = looks.recent(cursor, now=now)
+        ours = _ours(looked, judged=judged, gone=gone, hosts=recent)
+        dropped = alerts.drop_for_nobody(
+            cursor, channels=[channel.name for channel in channels], subjects=ours, now=now
+        )
         known, still_late = alerts.open_alerts(cursor), late.still(cursor, now=now)
+        again = [alert.finding for alert in known if alert.alert_id in still_late]
         changed = changes(
             known,
-            [*findings, *(alert.finding for alert in known if alert.alert_id in still_late)],
-            looked_at=looked | gone.keys(),
+            [*findings, *(finding for finding in again if identity(finding.subject) in looked)],
+            looked_at=looked | gone.keys() | _without_hosts(known, hosts=recent),
             ours=ours,
             channels=channels,
             scopes={**judged, **(scopes or {})},
             now=now,
+            anywhere=anywhere,
         )
         alerts.apply(cursor, changed, now=now)
     for channel, count in dropped.items():
-        log.warning("%s is not in fleet.yaml any more: %d notices that waited for it are dropped", channel, count)
+        log.warning("%s is not in fleet.yaml: %d notices that waited for it for a day are dropped", channel, count)
     return changed
 
 
-def _ours(looked: Set[Identity], *, judged: Iterable[Identity], gone: Mapping[Identity, str]) -> set[Identity]:
-    """What only this fleet looks at, with those of its VMs that are gone.
+def _ours(
+    looked: Set[Identity], *, judged: Iterable[Identity], gone: Mapping[Identity, str], hosts: Set[str]
+) -> set[Identity]:
+    """What only this fleet looks at, with those of its VMs that are gone: nothing, when another shares the catalog.
 
-    When VMs are judged in the catalog that are not here, another fleet shares it: a repository may be its as well.
+    So it is when VMs are judged, or ``hosts`` looked at, that are not here. A repository may be the other's as well,
+    and a VM may have come from there, where its alert was told.
     """
-    hosts = {key for kind, key in looked if kind is SubjectKind.HOST}
-    shared = any(vm not in looked and vm not in gone for vm in judged)
-    only_here = {name for name in looked if name[0] is SubjectKind.VM or not shared}
-    return only_here | {vm for vm, host in gone.items() if host in hosts}
+    here = {key for kind, key in looked if kind is SubjectKind.HOST}
+    if any(vm not in looked and vm not in gone for vm in judged) or not hosts <= here:
+        return set()
+    return {*looked, *(vm for vm, host in gone.items() if host in here)}
+
+
+def _without_hosts(known: Sequence[OpenAlert], *, hosts: Set[str]) -> set[Identity]:
+    """Airflows of which alerts are open and that are named by a host that nobody looks at any more: it went when
+    fleet.yaml was put right."""
+    airflows = [alert.finding.subject for alert in known if alert.finding.kind in OF_AIRFLOW]
+    return {identity(subject) for subject in airflows if subject.key.removeprefix(PREFIX) not in hosts}
 
 
 def deliver(database: Database, *, channel: Channel, send: Send, now: datetime) -> Delivered:
