@@ -182,8 +182,21 @@ class Demo:
         for target, path in frozen.items():
             path.parent.mkdir(exist_ok=True)
             path.unlink(missing_ok=True)
-            proof.freeze(nbd_uri=name.nbd_uri(target), to=path)
+            _freeze_disk(name.nbd_uri(target), to=path)
         return frozen
+
+
+def _freeze_disk(nbd_uri: str, *, to: Path) -> None:
+    """libvirt speaks of a job a moment before QEMU has all its exports."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            proof.freeze(nbd_uri=nbd_uri, to=to)
+            return
+        except proof.ProofError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def tell(demo: Demo) -> None:
