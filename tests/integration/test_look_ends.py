@@ -70,14 +70,14 @@ def test_a_look_is_of_the_time_after_the_hosts_were_asked(
 ) -> None:
     """That may take long: what is backed up meanwhile is not dated in the future."""
     asked: list[datetime] = []
-    real = sla_tasks.survey
+    real = sla_tasks.ask_hosts
 
     def noted(*arguments: Any, **options: Any) -> Any:
         answers = real(*arguments, **options)
         asked.append(database.now())
         return answers
 
-    monkeypatch.setattr(sla_tasks, "survey", noted)
+    monkeypatch.setattr(sla_tasks, "ask_hosts", noted)
     sla_tasks.look_at_fleet()
     oldest = looked().oldest
     assert oldest is not None

@@ -11,12 +11,12 @@ from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, mapped
+from nasbackup.airflow.asking import ask_hosts
 from nasbackup.airflow.forms import require_known_keys, retention_params
 from nasbackup.catalog import Database, backups, capacity
 from nasbackup.errors import NasBackupError, RepositoryFilling, RequestError
 from nasbackup.fleet.last_valid import last_valid
 from nasbackup.hypervisor import Hypervisor
-from nasbackup.hypervisor.survey import survey
 from nasbackup.model import BackupStatus
 from nasbackup.retention.capacity import forecast
 from nasbackup.retention.rules import RetentionRules
@@ -174,14 +174,7 @@ def rules_of(params: Mapping[str, Any]) -> RetentionRules | None:
 
 def defined_vms(names: Sequence[str]) -> dict[str, frozenset[str] | None]:
     """UUIDs of the VMs that each of these hosts defines; None where nobody could ask: any VM may be there."""
-    answers: dict[str, frozenset[str] | NasBackupError] = {}
-    hosts = []
-    for host in names:
-        try:
-            hosts.append(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
-        except NasBackupError as error:
-            answers[host] = error
-    answers.update(survey(hosts, Hypervisor.defined_uuids))
+    answers = ask_hosts(names, Hypervisor.defined_uuids)
     for host, answer in answers.items():
         if isinstance(answer, NasBackupError):
             log.warning("Whether VMs of %s were undefined is not known: %s", host, answer)

@@ -9,11 +9,11 @@ from typing import Any
 
 from nasbackup import fleet
 from nasbackup.airflow import hooks, variables
+from nasbackup.airflow.asking import ask_hosts
 from nasbackup.errors import NasBackupError, SettingInvalid
 from nasbackup.fleet import Fleet
 from nasbackup.fleet.last_valid import standing
 from nasbackup.hypervisor.inventory import seen_vms
-from nasbackup.hypervisor.survey import survey
 from nasbackup.settings import DEFAULT_DEADLINE
 from nasbackup.sla.alerts import ANYWHERE, Scope, identity
 from nasbackup.sla.findings import Finding, Severity, Subject, SubjectKind
@@ -90,16 +90,8 @@ def _deadline(known: Fleet) -> tuple[timedelta, list[Finding]]:
 
 
 def _ask(known: Fleet) -> Seen:
-    seen: dict[str, Any] = {}
-    hosts = []
-    for host in known.hosts:
-        try:
-            hosts.append(hooks.LibvirtHook(libvirt_conn_id=host).get_conn())
-        except NasBackupError as error:
-            seen[host] = str(error)
-    for host, answer in survey(hosts, seen_vms).items():
-        seen[host] = str(answer) if isinstance(answer, NasBackupError) else answer
-    return seen
+    answers = ask_hosts(known.hosts, seen_vms)
+    return {host: str(answer) if isinstance(answer, NasBackupError) else answer for host, answer in answers.items()}
 
 
 def _scope(subject: Subject, *, known: Fleet) -> Scope:
